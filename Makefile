@@ -1,0 +1,71 @@
+# make test and make bench do all their own set-up: Python 3.10 or newer and a C++ compiler are enough.
+
+PYTHON ?= python3#   what .venv is made from
+TORCH ?=#            a torch version, e.g. 2.11.0; empty: the newest
+VENV ?= .venv$(if $(TORCH),-$(TORCH))
+ARGS ?=#             passed on by test and bench
+
+# VENV= (empty) uses PYTHON's own environment as it is and installs nothing.
+PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+CPP = $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+clang_format = PATH="$$(dirname "$$(command -v $(PY))"):$$PATH" clang-format
+with = $(if $(VENV),$(1:%=$(VENV)/.%))
+
+.PHONY: help build test check bench lint format clean
+
+help:
+	@echo 'make build    build srmsnorm in place'
+	@echo 'make test     build, then the tests (ARGS goes to pytest)'
+	@echo 'make bench    build, check, then the benchmark tables (ARGS goes to benchmarks/run.py)'
+	@echo 'make lint     ruff, mypy, clang-format'
+	@echo 'make format   let ruff and clang-format write'
+	@echo 'make clean    remove what was built'
+	@echo 'They install into .venv first; VENV= PYTHON=python3 uses an existing environment and installs nothing.'
+	@echo 'TORCH=2.11.0 takes that torch (in .venv-2.11.0); SRMSNORM_CUDA=0 builds for the CPU only.'
+
+build: $(call with,build)
+	$(PY) setup.py build_ext --inplace
+
+test: $(call with,test) build
+	$(PY) -m pytest $(ARGS)
+
+check: $(call with,test) build
+	$(PY) -m pytest -x -q tests/test_forward.py tests/test_backward.py
+
+bench: $(call with,bench) check
+	$(PY) benchmarks/run.py $(ARGS)
+
+lint: $(call with,lint)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(clang_format) --dry-run -Werror $(CPP)
+
+format: $(call with,lint)
+	$(PY) -m ruff check --fix-only
+	$(PY) -m ruff format
+	$(clang_format) -i $(CPP)
+
+clean:
+	rm -rf build dist *.egg-info srmsnorm/*.so srmsnorm/built_for.json
+	find srmsnorm tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# Set-up, a stamp for each step. torch first: the build and the nvcc wheels are chosen by what it is.
+ifneq ($(VENV),)
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit("srmsnorm needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PY) -m pip install 'torch$(if $(TORCH),==$(TORCH),>=2.11)'
+	touch $@
+
+$(VENV)/.build: $(VENV)/.torch
+	$(PY) -m pip install --quiet --group build
+	wheels=$$($(PY) setup.py --nvcc-wheels) && { test -z "$$wheels" || $(PY) -m pip install $$wheels; }
+	touch $@
+
+$(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.torch
+	$(PY) -m pip install --quiet --group $*
+	touch $@
+endif

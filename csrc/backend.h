@@ -1,0 +1,73 @@
+// A backend's kernels for all operators, from its two functions:
+//   Backend::forward(const ForwardTensors&)   Backend::backward(const BackwardTensors&)
+#pragma once
+#include <torch/library.h>
+
+#include "ops.h"
+
+namespace srmsnorm {
+
+template <class Backend>
+struct Kernels {
+  static ForwardTensors run(ForwardTensors tensors) {
+    if (tensors.input.sym_numel() != 0) Backend::forward(tensors);
+    return tensors;
+  }
+
+  static BackwardTensors run(BackwardTensors tensors) {
+    if (tensors.output.sym_numel() != 0) Backend::backward(tensors);
+    return tensors;
+  }
+
+  static Tensor srms_norm(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
+    return run(prepare_forward(input, residual, eps, {})).output;
+  }
+
+  static std::tuple<Tensor, Tensor> add_srms_norm(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
+    auto done = run(prepare_forward(input, residual, eps, {.sum = true}));
+    return {done.output, done.sum};
+  }
+
+  static void add_srms_norm_(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
+    run(prepare_in_place(input, residual, eps));
+  }
+
+  static std::tuple<Tensor, Tensor> _srms_norm(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
+    auto done = run(prepare_forward(input, residual, eps, {.rstd = true}));
+    return {done.output, done.rstd};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> _add_srms_norm(const Tensor& input, const Tensor& residual,
+                                                           MaybeDouble eps) {
+    auto done = run(prepare_forward(input, residual, eps, {.sum = true, .rstd = true}));
+    return {done.output, done.sum, done.rstd};
+  }
+
+  static Tensor _srms_norm_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
+                                    const MaybeTensor& grad_sum, MaybeDtype dtype) {
+    auto wanted = dtype.value_or(output.scalar_type());
+    TORCH_CHECK(wanted == output.scalar_type() || wanted == at::kFloat, "srmsnorm: dtype must be that of output (",
+                output.scalar_type(), ") or float32, got ", wanted);
+    bool narrow = wanted == output.scalar_type();
+    auto done = run(prepare_backward(grad_output, output, rstd, grad_sum, {.input = narrow, .residual = !narrow}));
+    return narrow ? done.grad_input : done.grad_residual;
+  }
+
+  static std::tuple<Tensor, Tensor> _srms_norm_backward_pair(const Tensor& grad_output, const Tensor& output,
+                                                             const Tensor& rstd, const MaybeTensor& grad_sum) {
+    auto done = run(prepare_backward(grad_output, output, rstd, grad_sum, {.input = true, .residual = true}));
+    return {done.grad_input, done.grad_residual};
+  }
+
+  static void add_to(torch::Library& m) {
+    m.impl("srms_norm", &srms_norm);
+    m.impl("add_srms_norm", &add_srms_norm);
+    m.impl("add_srms_norm_", &add_srms_norm_);
+    m.impl("_srms_norm", &_srms_norm);
+    m.impl("_add_srms_norm", &_add_srms_norm);
+    m.impl("_srms_norm_backward", &_srms_norm_backward);
+    m.impl("_srms_norm_backward_pair", &_srms_norm_backward_pair);
+  }
+};
+
+}  // namespace srmsnorm

@@ -1,0 +1,74 @@
+// The pybind11 face: finds the operators through the dispatcher, holds no logic.
+#include <torch/csrc/utils/pybind.h>
+
+#include "cuda/launch.h"
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace srmsnorm {
+namespace {
+
+Tensor srms_norm(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
+  py::gil_scoped_release release;
+  return op::srms_norm().call(input, residual, eps);
+}
+
+std::tuple<Tensor, Tensor> add_srms_norm(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
+  py::gil_scoped_release release;
+  return op::add_srms_norm().call(input, residual, eps);
+}
+
+void add_srms_norm_(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
+  py::gil_scoped_release release;
+  op::add_srms_norm_().call(input, residual, eps);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = SRMSNORM_TORCH_VERSION;
+#ifdef SRMSNORM_CUDA_VERSION
+  info["cuda"] = SRMSNORM_CUDA_VERSION;
+#else
+  info["cuda"] = py::none();
+#endif
+  info["architectures"] = SRMSNORM_ARCHS;
+#ifdef NDEBUG
+  info["debug"] = false;
+#else
+  info["debug"] = true;
+#endif
+  return info;
+}
+
+int size_of(at::ScalarType dtype) { return static_cast<int>(c10::elementSize(dtype)); }
+
+py::dict launch_plan(int64_t dim, at::ScalarType dtype, std::optional<at::ScalarType> residual_dtype, bool backward,
+                     bool grad_sum, bool aligned, bool clusters) {
+  TORCH_CHECK(dim > 0, "srmsnorm: dim must be at least 1, got ", dim);
+  TORCH_CHECK(at::isFloatingType(dtype), "srmsnorm: dtype must be a floating point type, got ", dtype);
+  int size = size_of(dtype), beside = size_of(residual_dtype.value_or(dtype));
+  Held held = backward ? backward_held(size, grad_sum ? beside : 0) : forward_held(size, residual_dtype ? beside : 0);
+  LaunchPlan plan = plan_launch(dim, held, aligned && dim % (16 / size) == 0, clusters);
+  py::dict dict;
+  dict["vector_elements"] = plan.vector_elements;
+  dict["threads_per_row"] = plan.threads_per_row;
+  dict["rows_per_block"] = plan.rows_per_block;
+  dict["vectors"] = plan.vectors;
+  dict["cluster"] = plan.cluster;
+  dict["twice"] = plan.twice;
+  dict["edges"] = plan.edges;
+  return dict;
+}
+
+}  // namespace
+}  // namespace srmsnorm
+
+PYBIND11_MODULE(_C, m) {
+  using namespace srmsnorm;
+  m.def("srms_norm", &srms_norm);
+  m.def("add_srms_norm", &add_srms_norm);
+  m.def("add_srms_norm_", &add_srms_norm_);
+  m.def("build_info", &build_info);
+  m.def("_launch_plan", &launch_plan);
+}

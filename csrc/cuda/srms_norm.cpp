@@ -1,0 +1,31 @@
+// The CUDA key: device guard, stream, launch. No kernels here.
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../backend.h"
+#include "../layout.h"
+#include "kernels.h"
+
+namespace srmsnorm {
+namespace {
+
+template <class Tensors, class Launcher>
+void launch_on(const Tensor& tensor, const Tensors& tensors, Launcher launcher) {
+  c10::cuda::CUDAGuard guard(tensor.device());
+  bool clusters = at::cuda::getCurrentDeviceProperties()->major >= 9;  // torch keeps the properties: no query
+  auto stream = c10::cuda::getCurrentCUDAStream().stream();
+  over_rows(tensors, [&](const auto& args) { C10_CUDA_CHECK(launcher(args, clusters, stream)); });
+}
+
+struct Cuda {
+  static void forward(const ForwardTensors& tensors) { launch_on(tensors.input, tensors, cuda::forward); }
+  static void backward(const BackwardTensors& tensors) { launch_on(tensors.output, tensors, cuda::backward); }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(srmsnorm, CUDA, m) { Kernels<Cuda>::add_to(m); }
+
+}  // namespace srmsnorm

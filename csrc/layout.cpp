@@ -1,0 +1,116 @@
+#include "layout.h"
+
+#include <algorithm>
+#include <array>
+
+namespace srmsnorm {
+namespace {
+
+struct Operand {
+  Rows* rows;
+  const Tensor* tensor;
+};
+
+constexpr int kMaxDims = 64;
+
+// Merged leading dimensions, innermost first: their sizes and, by operand, their element strides.
+template <size_t N>
+struct Levels {
+  int count = 0;
+  std::array<int64_t, kMaxDims> sizes;
+  std::array<std::array<int64_t, kMaxDims>, N> strides;
+};
+
+template <size_t N>
+Levels<N> merge(const std::array<Operand, N>& operands, at::IntArrayRef leading) {
+  Levels<N> levels;
+  auto stride = [&](size_t k, int64_t dim) { return operands[k].rows->data ? operands[k].tensor->stride(dim) : 0; };
+  for (int64_t dim = static_cast<int64_t>(leading.size()) - 1; dim >= 0; dim--) {
+    if (leading[dim] == 1) continue;
+    int last = levels.count - 1;
+    bool merges = last >= 0;
+    for (size_t k = 0; merges && k < N; k++) merges = stride(k, dim) == levels.strides[k][last] * levels.sizes[last];
+    if (merges) {
+      levels.sizes[last] *= leading[dim];
+      continue;
+    }
+    TORCH_CHECK(levels.count < kMaxDims, "srmsnorm: more than ", kMaxDims, " dimensions that do not merge");
+    levels.sizes[levels.count] = leading[dim];
+    for (size_t k = 0; k < N; k++) levels.strides[k][levels.count] = stride(k, dim);
+    levels.count++;
+  }
+  return levels;
+}
+
+template <size_t N>
+void for_each_block(RowSpace& space, const std::array<Operand, N>& operands, const Tensor& shape,
+                    c10::function_ref<void()> launch) {
+  auto levels = merge(operands, shape.sizes().slice(0, shape.dim() - 1));
+  space.dim = shape.size(-1);
+  space.levels = std::clamp(levels.count, 1, kMaxLevels);
+  space.sizes[0] = space.rows = 1;
+  for (int i = 0; i < std::min(levels.count, kMaxLevels); i++) {
+    space.rows *= space.sizes[i] = levels.sizes[i];
+    for (size_t k = 0; k < N; k++) operands[k].rows->strides[i] = levels.strides[k][i];
+  }
+  auto loop = [&](auto& self, int level) -> void {
+    if (level < kMaxLevels) return launch();
+    std::array<void*, N> start;
+    for (size_t k = 0; k < N; k++) start[k] = operands[k].rows->data;
+    for (int64_t i = 0; i < levels.sizes[level]; i++) {
+      for (size_t k = 0; k < N; k++)
+        if (start[k])
+          operands[k].rows->data =
+              static_cast<char*>(start[k]) + i * levels.strides[k][level] * operands[k].tensor->itemsize();
+      self(self, level - 1);
+    }
+    for (size_t k = 0; k < N; k++) operands[k].rows->data = start[k];
+  };
+  loop(loop, levels.count - 1);
+}
+
+DType to_dtype(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kHalf:
+      return DType::Half;
+    case at::kBFloat16:
+      return DType::BFloat16;
+    case at::kFloat:
+      return DType::Float;
+    default:
+      return DType::Double;
+  }
+}
+
+Operand read(Rows& rows, const Tensor& tensor) {
+  if (tensor.defined()) rows = {const_cast<void*>(tensor.const_data_ptr()), to_dtype(tensor.scalar_type())};
+  return {&rows, &tensor};
+}
+
+Operand written(Rows& rows, const Tensor& tensor) {
+  if (tensor.defined()) rows = {tensor.mutable_data_ptr(), to_dtype(tensor.scalar_type())};
+  return {&rows, &tensor};
+}
+
+}  // namespace
+
+void over_rows(const ForwardTensors& t, c10::function_ref<void(const ForwardArgs&)> launch) {
+  ForwardArgs args;
+  args.eps = t.eps;
+  // What is written comes first: in place, a copy-on-write storage must be its own before its address is read.
+  auto output = written(args.output, t.output), sum = written(args.sum, t.sum), rstd = written(args.rstd, t.rstd);
+  auto input = read(args.input, t.input), residual = read(args.residual, t.residual);
+  for_each_block<5>(args.space, {input, residual, output, sum, rstd}, t.input, [&] { launch(args); });
+}
+
+void over_rows(const BackwardTensors& t, c10::function_ref<void(const BackwardArgs&)> launch) {
+  BackwardArgs args;
+  auto grad_output = read(args.grad_output, t.grad_output), output = read(args.output, t.output);
+  auto rstd = read(args.rstd, t.rstd), grad_sum = read(args.grad_sum, t.grad_sum);
+  auto grad_input = written(args.grad_input, t.grad_input);
+  auto grad_residual = written(args.grad_residual, t.grad_residual);
+  for_each_block<6>(args.space, {grad_output, output, rstd, grad_sum, grad_input, grad_residual}, t.output,
+                    [&] { launch(args); });
+}
+
+}  // namespace srmsnorm

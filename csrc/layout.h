@@ -1,0 +1,15 @@
+// Tensors seen as rows: leading dimensions merged as far as all operands of a call allow.
+#pragma once
+#include <c10/util/FunctionRef.h>
+
+#include "ops.h"
+#include "row_args.h"
+
+namespace srmsnorm {
+
+// Calls launch for the whole call, in one piece but for operands with more than kMaxLevels leading dimensions that do
+// not merge: these are looped over from outside.
+void over_rows(const ForwardTensors& tensors, c10::function_ref<void(const ForwardArgs&)> launch);
+void over_rows(const BackwardTensors& tensors, c10::function_ref<void(const BackwardArgs&)> launch);
+
+}  // namespace srmsnorm

@@ -1,0 +1,187 @@
+// Schemas, argument checks, output allocation, and the Meta kernels, which are just these.
+#include "ops.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "backend.h"
+#include "overlap.h"
+
+namespace srmsnorm {
+namespace {
+
+bool is_16_bit(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
+
+// The stream beside a tensor: of its dtype, or float32 beside 16 bits.
+bool fits_beside(at::ScalarType dtype, at::ScalarType other) {
+  return other == dtype || (is_16_bit(dtype) && other == at::kFloat);
+}
+
+void check_same_shape(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
+  TORCH_CHECK(tensor.dim() == like.dim() && tensor.sym_sizes().equals(like.sym_sizes()), "srmsnorm: ", name,
+              " must have the shape of ", like_name, " (no broadcasting), got ", tensor.sym_sizes(), " beside ",
+              like.sym_sizes());
+}
+
+void check_same_device(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
+  TORCH_CHECK(tensor.device() == like.device(), "srmsnorm: ", name, " must be on the device of ", like_name, ", got ",
+              tensor.device(), " beside ", like.device());
+}
+
+void check_rows(const Tensor& tensor, const char* name) {
+  TORCH_CHECK(tensor.dim() > 0, "srmsnorm: ", name, " must have at least one dimension, got a scalar tensor");
+  accumulation_dtype(tensor.scalar_type());
+  TORCH_CHECK(tensor.sym_size(-1) > 0, "srmsnorm: the last dimension of ", name, " must not be empty, got shape ",
+              tensor.sym_sizes());
+}
+
+void check_beside(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
+  check_same_shape(tensor, name, like, like_name);
+  check_same_device(tensor, name, like, like_name);
+  TORCH_CHECK(fits_beside(like.scalar_type(), tensor.scalar_type()), "srmsnorm: ", name, " must have the dtype of ",
+              like_name, ", or be float32 beside a 16-bit one, got ", tensor.scalar_type(), " beside ",
+              like.scalar_type());
+}
+
+double resolve_eps(MaybeDouble eps, at::ScalarType dtype) {
+  if (!eps)
+    return dtype == at::kDouble ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+  TORCH_CHECK(*eps >= 0, "srmsnorm: eps must not be negative or NaN, got ", *eps);
+  return *eps;
+}
+
+// The kernels walk along a row element by element.
+bool has_unit_stride(const Tensor& tensor) {
+  return TORCH_GUARD_OR_FALSE(tensor.sym_stride(-1).sym_eq(1).sym_or(tensor.sym_size(-1).sym_eq(1)));
+}
+
+Tensor with_unit_stride(const Tensor& tensor) { return has_unit_stride(tensor) ? tensor : tensor.contiguous(); }
+
+Tensor with_unit_stride(const MaybeTensor& tensor) {
+  return tensor && tensor->defined() ? with_unit_stride(*tensor) : Tensor();
+}
+
+// empty_like, but for overlapping inputs whose order of dimensions it cannot tell.
+Tensor empty_rows_like(const Tensor& tensor, at::ScalarType dtype) {
+  auto options = tensor.options().dtype(dtype);
+  auto output = at::empty_like(tensor, options);
+  return has_unit_stride(output) ? output : at::empty_like(tensor, options, at::MemoryFormat::Contiguous);
+}
+
+// One number a row: the leading dimensions.
+Tensor empty_rstd(const Tensor& input) {
+  auto sizes = input.sym_sizes();
+  return at::empty_symint(sizes.slice(0, sizes.size() - 1),
+                          input.options().dtype(accumulation_dtype(input.scalar_type())));
+}
+
+double check_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
+  check_rows(input, "input");
+  if (residual && residual->defined()) check_beside(*residual, "residual", input, "input");
+  return resolve_eps(eps, input.scalar_type());
+}
+
+}  // namespace
+
+at::ScalarType accumulation_dtype(at::ScalarType dtype) {
+  if (dtype == at::kDouble) return at::kDouble;
+  TORCH_CHECK(is_16_bit(dtype) || dtype == at::kFloat, "srmsnorm: expected float16, bfloat16, float32 or float64, got ",
+              dtype);
+  return at::kFloat;
+}
+
+ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
+                               ForwardOutputs outputs) {
+  ForwardTensors tensors;
+  tensors.eps = check_forward(input, residual, eps);
+  tensors.input = with_unit_stride(input);
+  tensors.residual = with_unit_stride(residual);
+  tensors.output = empty_rows_like(tensors.input, input.scalar_type());
+  if (outputs.sum) tensors.sum = empty_rows_like(tensors.residual, tensors.residual.scalar_type());
+  if (outputs.rstd) tensors.rstd = empty_rstd(tensors.input);
+  return tensors;
+}
+
+ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
+  double value = check_forward(input, residual, eps);
+  TORCH_CHECK(has_unit_stride(input) && has_unit_stride(residual),
+              "srmsnorm: add_srms_norm_ needs a last dimension of stride 1, got strides ", input.sym_strides(), " and ",
+              residual.sym_strides());
+  if (!input.is_meta()) check_no_overlap(input, residual);  // meta tensors have no memory
+  return {input, residual, input, residual, Tensor(), value};
+}
+
+BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
+                                 const MaybeTensor& grad_sum, Gradients gradients) {
+  check_rows(output, "output");
+  auto dtype = output.scalar_type();
+  check_same_shape(grad_output, "grad_output", output, "output");
+  check_same_device(grad_output, "grad_output", output, "output");
+  TORCH_CHECK(grad_output.scalar_type() == dtype, "srmsnorm: grad_output must have the dtype of output, got ",
+              grad_output.scalar_type(), " beside ", dtype);
+  auto sizes = output.sym_sizes();
+  TORCH_CHECK(rstd.sym_sizes().equals(sizes.slice(0, sizes.size() - 1)),
+              "srmsnorm: rstd must have one element a row, got ", rstd.sym_sizes(), " beside an output of ", sizes);
+  check_same_device(rstd, "rstd", output, "output");
+  TORCH_CHECK(rstd.scalar_type() == accumulation_dtype(dtype), "srmsnorm: rstd must be ", accumulation_dtype(dtype),
+              " beside a ", dtype, " output, got ", rstd.scalar_type());
+  TORCH_CHECK(is_16_bit(dtype) || !gradients.residual, "srmsnorm: a gradient in float32 needs a 16-bit output, got ",
+              dtype);
+  if (grad_sum && grad_sum->defined()) {
+    check_beside(*grad_sum, "grad_sum", output, "output");
+    TORCH_CHECK(!gradients.residual || grad_sum->scalar_type() == at::kFloat,
+                "srmsnorm: grad_sum must be float32 where the residual's gradient is, got ", grad_sum->scalar_type());
+  }
+
+  BackwardTensors tensors{with_unit_stride(grad_output), with_unit_stride(output), rstd, with_unit_stride(grad_sum)};
+  if (gradients.input) tensors.grad_input = empty_rows_like(tensors.output, dtype);
+  if (gradients.residual) tensors.grad_residual = empty_rows_like(tensors.output, at::kFloat);
+  return tensors;
+}
+
+namespace {
+
+// Shapes and strides are all that a Meta tensor has.
+struct Meta {
+  static void forward(const ForwardTensors&) {}
+  static void backward(const BackwardTensors&) {}
+};
+
+}  // namespace
+
+TORCH_LIBRARY(srmsnorm, m) {
+  m.def("srms_norm(Tensor input, Tensor? residual=None, *, float? eps=None) -> Tensor");
+  m.def("add_srms_norm(Tensor input, Tensor residual, *, float? eps=None) -> (Tensor, Tensor)");
+  m.def("add_srms_norm_(Tensor(a!) input, Tensor(b!) residual, *, float? eps=None) -> ()");
+  // The operators that gradients go through: the public ones call them where a gradient may be asked for.
+  m.def("_srms_norm(Tensor input, Tensor? residual, float? eps) -> (Tensor output, Tensor rstd)");
+  m.def("_add_srms_norm(Tensor input, Tensor residual, float? eps) -> (Tensor output, Tensor sum, Tensor rstd)");
+  m.def(
+      "_srms_norm_backward(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None, *, "
+      "ScalarType? dtype=None) -> Tensor");
+  m.def(
+      "_srms_norm_backward_pair(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> "
+      "(Tensor grad_input, Tensor grad_residual)");
+}
+
+TORCH_LIBRARY_IMPL(srmsnorm, Meta, m) { Kernels<Meta>::add_to(m); }
+
+#ifndef SRMSNORM_CUDA
+static void built_without_cuda(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack*) {
+  TORCH_CHECK(
+      false, op.schema().name(),
+      ": got a CUDA tensor, but srmsnorm was built without CUDA; build it again with SRMSNORM_CUDA=1 and a CUDA "
+      "toolkit: SRMSNORM_CUDA=1 pip install --no-build-isolation .");
+}
+
+TORCH_LIBRARY_IMPL(srmsnorm, CUDA, m) {
+  for (const char* name : {"srms_norm", "add_srms_norm", "add_srms_norm_", "_srms_norm", "_add_srms_norm",
+                           "_srms_norm_backward", "_srms_norm_backward_pair"})
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&built_without_cuda>());
+}
+#endif
+
+}  // namespace srmsnorm

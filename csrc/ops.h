@@ -1,0 +1,69 @@
+// The operators as C++ functions, called through the dispatcher; their argument checks and output allocation, once for
+// all backends.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <optional>
+#include <tuple>
+
+namespace srmsnorm {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using MaybeDouble = std::optional<double>;
+using MaybeDtype = std::optional<at::ScalarType>;
+
+// ---- handles of the operators; ops.cpp has their schemas
+
+#define SRMSNORM_OPERATOR(name, ...)                                                                 \
+  inline const c10::TypedOperatorHandle<__VA_ARGS__>& name() {                                       \
+    static const auto handle =                                                                       \
+        c10::Dispatcher::singleton().findSchemaOrThrow("srmsnorm::" #name, "").typed<__VA_ARGS__>(); \
+    return handle;                                                                                   \
+  }
+
+namespace op {
+SRMSNORM_OPERATOR(srms_norm, Tensor(const Tensor&, const MaybeTensor&, MaybeDouble))
+SRMSNORM_OPERATOR(add_srms_norm, std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble))
+SRMSNORM_OPERATOR(add_srms_norm_, void(const Tensor&, const Tensor&, MaybeDouble))
+SRMSNORM_OPERATOR(_srms_norm, std::tuple<Tensor, Tensor>(const Tensor&, const MaybeTensor&, MaybeDouble))
+SRMSNORM_OPERATOR(_add_srms_norm, std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble))
+SRMSNORM_OPERATOR(_srms_norm_backward,
+                  Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&, MaybeDtype))
+SRMSNORM_OPERATOR(_srms_norm_backward_pair,
+                  std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&))
+}  // namespace op
+#undef SRMSNORM_OPERATOR
+
+// ---- what a call reads and writes; an undefined tensor is absent
+
+struct ForwardTensors {
+  Tensor input, residual, output, sum, rstd;
+  double eps;
+};
+
+struct BackwardTensors {
+  Tensor grad_output, output, rstd, grad_sum, grad_input, grad_residual;
+};
+
+struct ForwardOutputs {
+  bool sum = false, rstd = false;
+};
+
+struct Gradients {
+  bool input = true, residual = false;
+};
+
+// float64 for float64, float32 for the other three; an error for any other dtype.
+at::ScalarType accumulation_dtype(at::ScalarType dtype);
+
+// Each checks its arguments, then allocates what the call writes. A last dimension whose own stride is not 1 is copied
+// here, the only copy there is.
+ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
+                               ForwardOutputs outputs);
+ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps);
+BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
+                                 const MaybeTensor& grad_sum, Gradients gradients);
+
+}  // namespace srmsnorm

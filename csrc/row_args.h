@@ -1,0 +1,48 @@
+// What a backend is handed: raw pointers, sizes and strides. No torch, no device code: the kernels include this file.
+#pragma once
+#include <cstdint>
+
+namespace srmsnorm {
+
+enum class DType : int8_t { Half, BFloat16, Float, Double };
+
+// Leading dimensions are merged as far as every operand allows; what is left after this many is looped over by the
+// caller.
+constexpr int kMaxLevels = 4;
+
+// The rows that all operands of a call have in common. Level 0 is the innermost.
+struct RowSpace {
+  int64_t rows = 0;
+  int64_t dim = 0;  // elements in a row, at least 1
+  int levels = 1;   // 1 ... kMaxLevels
+  int64_t sizes[kMaxLevels] = {};
+};
+
+// One tensor seen as rows: element strides by level; the elements of a row are next to each other.
+struct Rows {
+  void* data = nullptr;  // null: absent
+  DType dtype = DType::Float;
+  int64_t strides[kMaxLevels] = {};
+};
+
+// h = input (+ residual), rstd = (mean(h^2) + eps)^-1/2, output = h * rstd, sum = h. Accumulation in rstd's dtype:
+// double for double, float for the rest, also when rstd is absent. residual and sum share a dtype: input's, or float
+// beside a 16-bit input. In place, output is input and sum is residual, stride by stride; other operands do not overlap
+// what is written.
+struct ForwardArgs {
+  RowSpace space;
+  double eps = 0;
+  Rows input, residual, output;
+  Rows sum, rstd;  // each may be absent; sum only beside a residual. rstd has one element a row
+};
+
+// dh = rstd * (grad_output - output * mean(output * grad_output)) + grad_sum, rounded once to each gradient's dtype.
+// grad_output, output and grad_input share a dtype; grad_sum and grad_residual have that one, or float beside 16 bits.
+struct BackwardArgs {
+  RowSpace space;
+  Rows grad_output, output, rstd;
+  Rows grad_sum;                   // may be absent
+  Rows grad_input, grad_residual;  // at least one is there
+};
+
+}  // namespace srmsnorm

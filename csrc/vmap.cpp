@@ -1,0 +1,103 @@
+// FuncTorchBatched: the batch dimension goes to the front and the operator is called again, so that vmap keeps the
+// fused kernel. A rule peels the current level only; nested vmaps come back here by the dispatcher.
+#include <ATen/functorch/BatchedTensorImpl.h>
+#include <ATen/functorch/DynamicLayer.h>
+#include <torch/library.h>
+
+#include "ops.h"
+
+namespace srmsnorm {
+namespace {
+
+namespace ft = at::functorch;
+
+class Level {
+ public:
+  // The level is that of the current layer: in nests the highest level among the arguments can be another one.
+  Level() {
+    auto layer = ft::maybeCurrentDynamicLayer();
+    TORCH_CHECK(layer.has_value(), "srmsnorm: a tensor has left the vmap that it belongs to");
+    level_ = layer->layerId();
+  }
+
+  const ft::BatchedTensorImpl* batched(const Tensor& tensor) const {
+    auto* impl = ft::maybeGetBatchedImpl(tensor);
+    return impl && impl->level() == level_ ? impl : nullptr;
+  }
+
+  // First for every argument: the size of the batch.
+  void learn(const Tensor& tensor) {
+    if (auto* impl = batched(tensor)) size_ = impl->value().sym_size(impl->bdim());
+  }
+  void learn(const MaybeTensor& tensor) {
+    if (tensor) learn(*tensor);
+  }
+  template <class T>
+  void learn(const T&) {}
+
+  // Then for every argument: the batch dimension in front, expanded where there is none.
+  Tensor in(const Tensor& tensor) const {
+    if (auto* impl = batched(tensor)) return impl->value().movedim(impl->bdim(), 0);
+    if (!tensor.defined() || !size_) return tensor;
+    auto sizes = tensor.sym_sizes().vec();
+    sizes.insert(sizes.begin(), *size_);
+    return tensor.expand_symint(sizes);
+  }
+  MaybeTensor in(const MaybeTensor& tensor) const { return tensor ? MaybeTensor(in(*tensor)) : tensor; }
+  template <class T>
+  T in(const T& other) const {
+    return other;
+  }
+
+  Tensor out(Tensor tensor) const { return size_ ? ft::makeBatched(std::move(tensor), 0, level_) : tensor; }
+  template <class... Tensors>
+  std::tuple<Tensors...> out(const std::tuple<Tensors...>& tensors) const {
+    return std::apply([&](const auto&... each) { return std::make_tuple(out(each)...); }, tensors);
+  }
+
+ private:
+  c10::impl::ExcludeDispatchKeyGuard guard_{c10::DispatchKey::FuncTorchBatched};
+  int64_t level_;
+  std::optional<c10::SymInt> size_;
+};
+
+// With a batch dimension in front a scalar would pass for a row.
+void check_not_scalar(const Tensor& tensor) {
+  TORCH_CHECK(tensor.dim() > 0, "srmsnorm: expected at least one dimension, got a scalar tensor");
+}
+
+template <auto op, class Handle = std::decay_t<decltype(op())>>
+struct Rule;
+
+template <auto op, class Result, class... Args>
+struct Rule<op, c10::TypedOperatorHandle<Result(const Tensor&, Args...)>> {
+  static Result call(const Tensor& first, Args... args) {
+    check_not_scalar(first);
+    Level level;
+    level.learn(first);
+    (level.learn(args), ...);
+    return level.out(op().call(level.in(first), level.in(args)...));
+  }
+};
+
+void add_srms_norm_(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
+  check_not_scalar(input);
+  Level level;
+  TORCH_CHECK(!level.batched(input) == !level.batched(residual),
+              "srmsnorm: add_srms_norm_ under vmap overwrites both operands, so both or none must be batched");
+  op::add_srms_norm_().call(level.in(input), level.in(residual), eps);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(srmsnorm, FuncTorchBatched, m) {
+  m.impl("srms_norm", &Rule<op::srms_norm>::call);
+  m.impl("add_srms_norm", &Rule<op::add_srms_norm>::call);
+  m.impl("add_srms_norm_", &add_srms_norm_);
+  m.impl("_srms_norm", &Rule<op::_srms_norm>::call);
+  m.impl("_add_srms_norm", &Rule<op::_add_srms_norm>::call);
+  m.impl("_srms_norm_backward", &Rule<op::_srms_norm_backward>::call);
+  m.impl("_srms_norm_backward_pair", &Rule<op::_srms_norm_backward_pair>::call);
+}
+
+}  // namespace srmsnorm

@@ -1,0 +1,206 @@
+"""Builds the two libraries: srmsnorm/_ops, the operators (links no Python), and srmsnorm/_C, their pybind11 face.
+
+Settings: SRMSNORM_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS, DEBUG=1; README.md says what they do.
+`python setup.py --nvcc-wheels` prints the requirements that bring an nvcc from the package index where there is none.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
+OLDEST_TOOLKIT = (12, 8)
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--nvcc-wheels"]:
+        print(*missing_nvcc_wheels())
+        return
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        fail(f"the headers of Python {PYTHON} are missing; install them (python3-dev on Debian and Ubuntu)")
+    setup(ext_modules=extensions(), cmdclass={"build_ext": build_command()})
+
+
+def fail(message: str) -> None:
+    raise SystemExit(f"srmsnorm: {message}")
+
+
+# Which CUDA toolkit
+
+
+def cuda_setting() -> str:
+    setting = os.environ.get("SRMSNORM_CUDA") or "auto"
+    if setting not in ("auto", "0", "1"):
+        fail(f"SRMSNORM_CUDA must be auto, 0 or 1, got {setting!r}")
+    return setting
+
+
+def cuda_home() -> Path | None:
+    """The toolkit to build the CUDA part with; None for a build without it."""
+    setting = cuda_setting()
+    if setting == "0":
+        return None
+    if torch.version.cuda is None:
+        if setting == "1":
+            fail(f"SRMSNORM_CUDA=1, but torch {torch.__version__} has no CUDA support; install a CUDA build of torch")
+        return None
+    home = find_toolkit()
+    if home is None and (setting == "1" or torch.cuda.is_available()):
+        why = "SRMSNORM_CUDA=1" if setting == "1" else "a GPU is visible"
+        fail(
+            f"{why}, but no nvcc suits torch {torch.__version__}; install a CUDA {torch.version.cuda} toolkit (and set "
+            f"CUDA_HOME where it is in an unusual place), or `pip install {' '.join(nvcc_wheels())}` and build with "
+            "--no-build-isolation, or set SRMSNORM_CUDA=0 for a build without CUDA"
+        )
+    return home
+
+
+def find_toolkit() -> Path | None:
+    """CUDA_HOME, nvcc on the PATH, the usual place, nvcc wheels: the first whose version goes with torch's."""
+    nvcc = shutil.which("nvcc")
+    wheels = importlib.util.find_spec("nvidia")
+    candidates = [
+        os.environ.get("CUDA_HOME"),
+        os.environ.get("CUDA_PATH"),
+        nvcc and Path(nvcc).resolve().parents[1],
+        "/usr/local/cuda",
+        *(Path(folder, f"cu{torch_cuda()[0]}") for folder in (wheels and wheels.submodule_search_locations) or []),
+    ]
+    return next((Path(home) for home in candidates if home and suits(Path(home))), None)
+
+
+def suits(home: Path) -> bool:
+    complete = (home / "bin/nvcc").exists() and (home / "include/cuda_runtime.h").exists()
+    return complete and toolkit_version(home) >= OLDEST_TOOLKIT and toolkit_version(home)[0] == torch_cuda()[0]
+
+
+def toolkit_version(home: Path) -> tuple[int, ...]:
+    found = re.search(r"release (\d+)\.(\d+)", ask_nvcc(home, "--version"))
+    return tuple(map(int, found.groups())) if found else (0, 0)
+
+
+def torch_cuda() -> tuple[int, ...]:
+    return tuple(map(int, torch.version.cuda.split(".")))
+
+
+def ask_nvcc(home: Path, question: str) -> str:
+    return subprocess.run([home / "bin/nvcc", question], capture_output=True, text=True).stdout
+
+
+def nvcc_wheels() -> list[str]:
+    release = ".".join(map(str, torch_cuda()))
+    compiler = [f"{name}=={release}.*" for name in ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt")]
+    return [*compiler, f"nvidia-cuda-cccl=={torch_cuda()[0]}.*"]
+
+
+def missing_nvcc_wheels() -> list[str]:
+    """Empty where there is a toolkit, or no use for one: nobody asks for the CUDA part and no GPU is visible."""
+    setting = cuda_setting()
+    wanted = setting == "1" or (setting == "auto" and torch.cuda.is_available())
+    return nvcc_wheels() if wanted and torch.version.cuda and find_toolkit() is None else []
+
+
+def architectures(home: Path) -> str:
+    """TORCH_CUDA_ARCH_LIST; unset: the visible GPUs', else the default ones, as far as nvcc knows them."""
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if given:
+        return re.sub(r"[\s;,]+", ";", given)
+    known = {(int(n[:-1]), int(n[-1])) for n in re.findall(r"compute_(\d+)\b", ask_nvcc(home, "--list-gpu-arch"))}
+    visible = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    if visible and visible <= known:
+        return ";".join(f"{major}.{minor}" for major, minor in sorted(visible))
+    default = [name for name in DEFAULT_ARCHITECTURES if tuple(map(int, name.split("."))) in known]
+    return ";".join(default) + "+PTX"
+
+
+# What is built
+
+
+def extensions() -> list:
+    home = cuda_home()
+    about = {"SRMSNORM_TORCH_VERSION": torch.__version__, "SRMSNORM_ARCHS": ""}
+    if home:
+        os.environ["CUDA_HOME"] = str(home)  # torch.utils.cpp_extension reads both
+        os.environ["TORCH_CUDA_ARCH_LIST"] = about["SRMSNORM_ARCHS"] = architectures(home)
+        about["SRMSNORM_CUDA_VERSION"] = ".".join(map(str, toolkit_version(home)))
+    print("srmsnorm:", f"CUDA at {home} for {about['SRMSNORM_ARCHS']}" if home else "without CUDA")
+
+    from torch.utils.cpp_extension import CppExtension
+
+    macros = [("SRMSNORM_CUDA", "1")] if home else []
+    cuda = cuda_libraries() if home else {}
+    ops = CppExtension(
+        "srmsnorm._ops",
+        [path for path in find("*.cpp") + find("cpu/*.cpp") if path != "csrc/bindings.cpp"]
+        + (find("cuda/*.cpp") + find("cuda/*.cu") if home else []),
+        py_limited_api=True,  # keeps torch_python out of the link
+        define_macros=macros,
+        extra_compile_args=compile_flags(),
+        extra_link_args=["-fopenmp", *cuda.pop("link_args", [])],
+        **cuda,
+    )
+    face = CppExtension(
+        "srmsnorm._C",
+        ["csrc/bindings.cpp"],
+        define_macros=macros + [(name, f'"{text}"') for name, text in about.items()],
+        extra_compile_args=compile_flags(),
+    )
+    return [ops, face]
+
+
+def compile_flags() -> dict[str, list[str]]:
+    debug = os.environ.get("DEBUG", "0") not in ("", "0")
+    common = ["-std=c++20", *(["-O0", "-g", "-UNDEBUG"] if debug else ["-O3", "-DNDEBUG"])]
+    # torch's own flags forbid the conversions and operators of the 16-bit types; -lineinfo costs nothing at run time.
+    forbidden = ["HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
+    return {
+        "cxx": [*common, *([] if debug else ["-g0"]), "-fopenmp", "-Wall", "-idirafter", str(ROOT / "csrc/compat")],
+        "nvcc": [*common, "-lineinfo", *(f"-U__CUDA_NO_{name}__" for name in forbidden)],
+    }
+
+
+def cuda_libraries() -> dict[str, list[str]]:
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    return {
+        "include_dirs": include_paths("cuda", torch_include_dirs=False),
+        "library_dirs": library_paths("cuda", torch_include_dirs=False),
+        "libraries": ["c10_cuda", "torch_cuda"],
+        "link_args": [f"-l:libcudart.so.{torch_cuda()[0]}"],  # by its full name: the wheels have no libcudart.so
+    }
+
+
+def find(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
+
+
+def build_command() -> type:
+    from torch.utils.cpp_extension import BuildExtension
+
+    class Build(BuildExtension):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.build_temp += f"-torch-{torch.__version__}"  # objects of two torch versions do not mix
+
+        def run(self) -> None:
+            """Leaves beside the libraries what they were built for: a look that must come before loading them."""
+            built_for = Path(self.get_ext_fullpath("srmsnorm._ops")).parent / "built_for.json"
+            built_for.unlink(missing_ok=True)
+            super().run()
+            built_for.write_text(json.dumps({"torch": torch.__version__, "python": PYTHON}) + "\n")
+
+    return Build
+
+
+main()

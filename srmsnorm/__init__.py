@@ -1,0 +1,18 @@
+"""SRMSNorm: root mean square normalization without a weight, as a C++/CUDA operator of PyTorch."""
+
+from . import reference
+from ._library import build_info, launch_plan
+from .functional import add_srms_norm, add_srms_norm_, srms_norm
+from .module import SRMSNorm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SRMSNorm",
+    "add_srms_norm",
+    "add_srms_norm_",
+    "build_info",
+    "launch_plan",
+    "reference",
+    "srms_norm",
+]

@@ -1,0 +1,85 @@
+"""The public functions. Eager calls take the pybind11 function, the shortest way down; anything that traces or
+overrides torch functions sees the operator of the same name."""
+
+import torch
+from torch import Tensor
+from torch.overrides import has_torch_function, has_torch_function_unary
+
+from ._library import _C
+
+__all__ = ["add_srms_norm", "add_srms_norm_", "srms_norm"]
+
+_is_compiling = torch.compiler.is_compiling
+_srms_norm = torch.ops.srmsnorm.srms_norm.default
+_add_srms_norm = torch.ops.srmsnorm.add_srms_norm.default
+_add_srms_norm_ = torch.ops.srmsnorm.add_srms_norm_.default
+
+
+def srms_norm(input: Tensor, residual: Tensor | None = None, *, eps: float | None = None) -> Tensor:
+    r"""Root mean square normalization over the last dimension, without a weight.
+
+    .. math:: h = input + residual, \qquad y = h \cdot (\mathrm{mean}(h^2) + eps)^{-1/2}
+
+    as in "Root Mean Square Layer Normalization" (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467) and, as
+    the *simple* norm without a weight, in "Scaling TransNormer to 175 Billion Parameters" (Qin et al., 2023,
+    https://arxiv.org/abs/2307.14995). The sum is taken once in the accumulation type (float64 for float64, else
+    float32), is not rounded before the norm, and is not written.
+
+    Differentiable to any order, in forward and reverse mode. Backward keeps y and 4 bytes a row (8 in float64), not the
+    inputs; as with ``relu`` or ``tanh``, modifying y in place before backward raises PyTorch's usual error.
+
+    Args:
+        input: shape (..., dim); float16, bfloat16, float32 or float64. Any strides; a last dimension whose own stride
+            is not 1 is copied once.
+        residual: the shape and device of ``input``; its dtype, or float32 beside a 16-bit input.
+        eps: added to the mean square, inside the root; at least 0. None means the machine epsilon of the accumulation
+            type, as in :func:`torch.nn.functional.rms_norm`.
+
+    Returns:
+        y, in the shape and dtype of ``input``.
+
+    Raises:
+        RuntimeError: another dtype, a scalar, a residual of another shape, device or an unsuitable dtype, a negative or
+            NaN eps. Nothing is launched or written then.
+    """
+    if _is_compiling() or (
+        has_torch_function_unary(input) if residual is None else has_torch_function((input, residual))
+    ):
+        return _srms_norm(input, residual, eps=eps)
+    return _C.srms_norm(input, residual, eps)
+
+
+def add_srms_norm(input: Tensor, residual: Tensor, *, eps: float | None = None) -> tuple[Tensor, Tensor]:
+    """:func:`srms_norm` of ``input + residual``, and that sum: the pre-norm block's norm and its new residual stream.
+
+    Args:
+        input: as in :func:`srms_norm`.
+        residual: as in :func:`srms_norm`, required.
+        eps: as in :func:`srms_norm`.
+
+    Returns:
+        (y, sum): y in the shape and dtype of ``input``; sum in the dtype of ``residual``, rounded once.
+
+    Raises:
+        RuntimeError: as :func:`srms_norm`.
+    """
+    if _is_compiling() or has_torch_function((input, residual)):
+        return _add_srms_norm(input, residual, eps=eps)
+    return _C.add_srms_norm(input, residual, eps)
+
+
+def add_srms_norm_(input: Tensor, residual: Tensor, *, eps: float | None = None) -> None:
+    """:func:`add_srms_norm` in place, for inference: y overwrites ``input``, the sum overwrites ``residual``.
+
+    Args:
+        input: as in :func:`srms_norm`, with a last dimension of stride 1; overwritten.
+        residual: as in :func:`add_srms_norm`, with a last dimension of stride 1; overwritten.
+        eps: as in :func:`srms_norm`.
+
+    Raises:
+        RuntimeError: as :func:`srms_norm`; also where an operand requires grad while grad mode is on or carries a
+            forward gradient, where an operand is expanded, or where the two overlap.
+    """
+    if _is_compiling() or has_torch_function((input, residual)):
+        return _add_srms_norm_(input, residual, eps=eps)
+    return _C.add_srms_norm_(input, residual, eps)

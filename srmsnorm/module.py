@@ -1,0 +1,64 @@
+"""SRMSNorm as a module."""
+
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from .functional import add_srms_norm, srms_norm
+
+__all__ = ["SRMSNorm"]
+
+
+class SRMSNorm(nn.Module):
+    """:func:`srmsnorm.srms_norm` over a last dimension of size ``dim``. No parameters, no state.
+
+    Args:
+        dim: size of the last dimension.
+        eps: added to the mean square, inside the root. None as in :func:`srmsnorm.srms_norm`.
+        device: taken and ignored, as layer factories pass it.
+        dtype: taken and ignored, as layer factories pass it.
+    """
+
+    __constants__ = ["dim", "eps"]
+    dim: int
+    eps: float | None
+
+    def __init__(
+        self, dim: int, eps: float | None = 1e-6, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+
+    @overload
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, return_sum: Literal[False] = False
+    ) -> Tensor: ...
+    @overload
+    def forward(self, input: Tensor, residual: Tensor, *, return_sum: Literal[True]) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, return_sum: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """y, or (y, sum) with ``return_sum=True``.
+
+        Args:
+            input: shape (..., dim).
+            residual: as in :func:`srmsnorm.srms_norm`.
+            return_sum: also return ``input + residual``, in the residual's dtype; needs a residual.
+
+        Raises:
+            RuntimeError: the last dimension is not ``dim``, or as :func:`srmsnorm.srms_norm`.
+            TypeError: ``return_sum=True`` without a residual.
+        """
+        if input.ndim == 0 or input.shape[-1] != self.dim:
+            raise RuntimeError(f"SRMSNorm({self.dim}): the last dimension must be {self.dim}, got {tuple(input.shape)}")
+        if not return_sum:
+            return srms_norm(input, residual, eps=self.eps)
+        if residual is None:
+            raise TypeError(f"SRMSNorm({self.dim}): return_sum=True needs a residual, got None")
+        return add_srms_norm(input, residual, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}"
