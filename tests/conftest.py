@@ -1,0 +1,50 @@
+"""Fixtures: the devices every test runs on, and memory that is poisoned before an operator gets it."""
+
+import pytest
+import torch
+
+import srmsnorm
+
+WITH_CUDA = torch.cuda.is_available() and srmsnorm.build_info()["cuda"] is not None
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not WITH_CUDA, reason="needs a GPU and a build with CUDA")]
+)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: runs on a CUDA GPU (select with -m gpu)")
+    config.addinivalue_line("markers", "sanitizer: every kernel family once, small enough for compute-sanitizer")
+
+
+@pytest.fixture(params=["cpu", CUDA])
+def device(request):
+    """The CPU everywhere, and a GPU where there is one."""
+    return request.param
+
+
+@pytest.fixture(params=[CUDA])
+def cuda(request):
+    """For tests of what only a GPU has: streams, graphs, launches."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """at::empty and its kin return NaN, those that the operators call as well (test_forward proves it)."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def plain_memory(poisoned_memory):
+    """No poison, where a test counts operators, allocations or launches."""
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def no_slow_vmap():
+    """An operator without a batching rule is looped over row by row, with no more than a warning: here, an error."""
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    yield
+    torch._C._functorch._set_vmap_fallback_enabled(True)

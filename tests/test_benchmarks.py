@@ -1,0 +1,220 @@
+"""The benchmark itself: what it refuses, what it counts, and that its report comes from the CSV alone."""
+
+import csv
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+for package in ("matplotlib", "pandas", "rich", "tabulate", "typer"):
+    pytest.importorskip(package)
+
+BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
+EXAMPLES = BENCHMARKS / "examples"
+sys.path.insert(0, str(BENCHMARKS))
+
+import check  # noqa: E402
+import memory  # noqa: E402
+import protocol  # noqa: E402
+import report  # noqa: E402
+from plan import Plan, Recorder  # noqa: E402
+from providers import Eager  # noqa: E402
+from suites import SUITES, kernels, tables  # noqa: E402
+
+
+class WrongOutput(Eager):
+    """0.5 % off: more than a rounding to bfloat16, which is at most 0.4 %."""
+
+    name = "wrong output"
+
+    def norm(self, x, residual=None):
+        return (super().norm(x.double(), residual) * 1.005).to(x.dtype)
+
+
+class WrongGradient(Eager):
+    """The right y; its gradient misses the mean's term."""
+
+    name = "wrong gradient"
+
+    def norm(self, x, residual=None):
+        rstd = torch.rsqrt(x.detach().float().square().mean(-1, keepdim=True) + 1e-6)
+        return (x.float() * rstd).to(x.dtype)
+
+
+class Unlucky(Eager):
+    name = "unlucky"
+
+    def norm(self, x, residual=None):
+        raise torch.OutOfMemoryError("this tensor is too large")
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_definition_passes(dtype, residual):
+    x, r, g = (torch.randn(3, 5, 257, dtype=dtype, requires_grad=i < 2) for i in range(3))
+    check.check_norm(Eager(), x, r if residual else None, g)
+
+
+@pytest.mark.parametrize("provider", [WrongOutput, WrongGradient])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_wrong_result_is_refused(provider, dtype):
+    x, g = torch.randn(4, 64, dtype=dtype, requires_grad=True), torch.randn(4, 64, dtype=dtype)
+    with pytest.raises(check.WrongResult):
+        check.check_norm(provider(), x, None, g)
+
+
+def test_nan_is_refused():
+    with pytest.raises(check.WrongResult):
+        check.require("y", float("nan"))
+    x = torch.randn(2, 8)
+    y = Eager().norm(x)
+    y[1, 3] = float("nan")
+    with pytest.raises(check.WrongResult):
+        check.require("y", check.forward_error(y, x, None, 1))
+
+
+def test_what_fails_is_reported_and_the_run_goes_on(tmp_path, plain_memory):
+    plan = Plan("cpu", tmp_path)
+    providers = [WrongOutput(), Unlucky(), Eager()]
+    with Recorder(plan, "tables", 1) as recorder:
+        case = tables.Case(plan, "bf16", 64, 8, residual=False)
+        case.measure(providers, {"absent": "not installed: absent"}, 1, recorder)
+    rows = rows_of(tmp_path / "tables.csv")
+    assert len(rows) == 4 * 4
+    for row in rows:
+        assert (row["value"] != "") == (row["provider"] == "to") == (row["status"] == "ok")
+    status = {row["provider"]: row["status"] for row in rows}
+    assert status["wrong output"].startswith("wrong: y is")
+    assert status["unlucky"] == "out of memory"
+    assert "- unlucky: out of memory" in report.markdown(report.read(tmp_path / "tables.csv"))
+
+
+def test_a_slower_call_takes_longer():
+    means = {ms: protocol.of_means([protocol.do_bench(lambda ms=ms: time.sleep(ms / 1e3), "cpu")]) for ms in (1, 8)}
+    assert means[8].value > means[1].value >= 1
+    for mean in means.values():
+        assert mean.p20 <= mean.p80
+
+
+def test_rounds_go_over_all_providers_and_leave_out_what_fails():
+    order, statuses = [], {}
+
+    def fails():
+        raise ValueError("no")
+
+    samples = protocol.in_rounds(2, {"a": lambda: 1.0, "b": fails, "c": lambda: 3.0}, statuses, order.append)
+    assert samples == {"a": [1.0, 1.0], "c": [3.0, 3.0]}
+    assert statuses == {"b": "ValueError: no"}
+    assert order == ["a", "b", "c", "b", "c", "a"]
+
+
+def test_statistics():
+    assert protocol.quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert protocol.quantile([0.0, 10.0], 0.2) == 2.0
+    of_means = protocol.of_means([[1.0, 3.0], [5.0], [9.0, 9.0]])
+    assert (of_means.value, of_means.rounds, of_means.repeats) == (5.0, 3, 5)
+    assert protocol.of_medians([1.0, 9.0, 2.0], 10) == protocol.Statistic(
+        2.0, pytest.approx(1.4), pytest.approx(6.2), 3, 30
+    )
+
+
+def test_the_memory_account_agrees_with_known_tensors(device, plain_memory):
+    """A MiB is 2^18 float32; the CPU also counts a few bytes for scalars."""
+
+    def temporary():
+        x = torch.ones(1 << 18, device=device)
+        return lambda: (x * 2) + 1
+
+    def accumulated():
+        x = torch.ones(1 << 18, device=device, requires_grad=True)
+        y, g = x.sin(), torch.ones(1 << 18, device=device)
+        return lambda: y.backward(g, retain_graph=True)
+
+    assert memory.peak_mib(temporary, device, 3) == pytest.approx([3, 3, 3], abs=1e-3)
+    # x, y, g, and in backward cos(x) and the gradient, from the second repeat on beside .grad.
+    assert memory.peak_mib(accumulated, device, 3) == pytest.approx([5, 6, 6], abs=1e-3)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_markdown_comes_from_the_csv_byte_for_byte(suite):
+    text = report.markdown(report.read(EXAMPLES / f"{suite}.csv"), published=True)
+    assert text.encode() == (EXAMPLES / f"{suite}.md").read_bytes()
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_plots_come_from_the_csv_byte_for_byte(suite, tmp_path):
+    import plots
+
+    frame = report.read(EXAMPLES / f"{suite}.csv")
+    first, second = (plots.plot(frame, tmp_path / run / suite) for run in ("a", "b") if not (tmp_path / run).mkdir())
+    assert {path.suffix for path in first} == {".png", ".svg"}
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_kernels_suite_on_the_cpu(tmp_path, plain_memory):
+    plan = Plan("cpu", tmp_path, providers=["to", "rms"], dims=[64], elements=1 << 10, quick=True)
+    kernels.run(plan)
+    rows = {(row["op"], row["provider"]): row for row in rows_of(tmp_path / "kernels.csv")}
+    assert {op for op, _ in rows} == set(kernels.OPS)
+    for op in kernels.OPS:
+        assert float(rows[op, "roof"]["value"]) > 0
+        assert rows[op, "to"]["status"] == "ok"
+
+
+def test_command_line(tmp_path):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, str(BENCHMARKS / "run.py"), *arguments], capture_output=True, text=True, timeout=300
+        )
+
+    listed = run("--list")
+    assert listed.returncode == 0
+    for name in ("suite tables", "suite kernels", "suite host", "provider ours", "provider toc"):
+        assert name in listed.stdout
+    again = run("report", str(EXAMPLES / "tables.csv"), "--published", "--no-plots", "--out", str(tmp_path))
+    assert (tmp_path / "tables.md").read_bytes() == (EXAMPLES / "tables.md").read_bytes()
+    assert again.stdout == (EXAMPLES / "tables.md").read_text()
+    assert run("--providers", "nobody").returncode != 0
+
+
+def test_triton_kernels_in_the_interpreter():
+    """In its own process: Triton decides at import whether it interprets."""
+    pytest.importorskip("triton")
+    code = "import test_benchmarks; test_benchmarks.triton_against_the_reference()"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=pathlib.Path(__file__).parent, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def triton_against_the_reference():
+    """Rows shared by a block, one row a block, an odd dim, and a row that is read twice. Not in bfloat16, to which the
+    interpreter truncates where the compiler rounds."""
+    import triton_norm
+    from providers import EPS
+
+    for shape in ((33, 64), (2, 2048), (3, 1001), (2, 40000)):
+        for dtype in (torch.float16, torch.float32):
+            x, r, g, gh = (torch.randn(shape, dtype=dtype) for _ in range(4))
+            for residual in (None, r):
+                y, total, rstd = triton_norm.forward(x, residual, eps=EPS, write_sum=True, write_rstd=True)
+                check.require(f"y {shape}", check.forward_error(y, x, residual, 1))
+                assert torch.equal(total, x if residual is None else x + residual)
+                for grad_sum in (None, gh):
+                    grad = triton_norm.backward(g, y, rstd, grad_sum)
+                    check.require(f"grad {shape}", check.backward_error(grad, g, x, residual, 1, grad_sum))
+            x.requires_grad_()
+            r.requires_grad_()
+            grads = torch.autograd.grad(triton_norm.srms_norm(x, r, eps=EPS), (x, r), g)
+            for grad in grads:
+                check.require(f"autograd {shape}", check.backward_error(grad, g, x, r, 1))

@@ -1,0 +1,229 @@
+"""Same row, same bits: whatever is around the row, whatever else is written, wherever it runs."""
+
+import fresh
+import plans
+import pytest
+import samples
+import torch
+from samples import BFLOAT, FLOAT, HALF, Kind
+
+import srmsnorm
+
+KINDS = [Kind(HALF), Kind(BFLOAT, BFLOAT), Kind(BFLOAT, FLOAT), Kind(FLOAT, FLOAT), Kind(samples.DOUBLE)]
+DIMS = [1, 7, 8, 33, 64, 100, 128, 257, 512, 1000, 1024, 2048, 2049]
+WIDE = [4096, 8191, 16_384, 32_768, 65_536, 65_537, 131_072, 262_144]
+
+
+def everything(input, residual, g, gh):
+    """Every operator's results on these operands, by name."""
+    y, rstd = torch.ops.srmsnorm._srms_norm(input, residual, None)
+    found = {
+        "y": y,
+        "rstd": rstd,
+        "grad": torch.ops.srmsnorm._srms_norm_backward(g, y, rstd),
+        "grad with sum": torch.ops.srmsnorm._srms_norm_backward(g, y, rstd, gh),
+    }
+    if residual is not None:
+        found["sum"] = srmsnorm.add_srms_norm(input, residual)[1]
+        if residual.dtype != input.dtype:
+            found["pair"], found["wide"] = torch.ops.srmsnorm._srms_norm_backward_pair(g, y, rstd, gh)
+    return found
+
+
+def operands(kind, shape, device, layout=samples.contiguous):
+    input, residual = samples.forward(kind, shape, device, layout=layout)
+    g = samples.grad_output(kind, shape, device, layout=layout)
+    return input, residual, g, samples.grad_sum(kind, shape, device, layout=layout)
+
+
+def sliced(tensors, rows):
+    return [None if t is None else t[rows] for t in tensors]
+
+
+def assert_bits(got, want):
+    for key, tensor in want.items():
+        assert torch.equal(got[key], tensor), key
+
+
+def aligned_slices(rows, dim):
+    """Slices whose rows lie in the fresh results as they lie in the whole ones: starts that are multiples of 16."""
+    return [slice(0, 1), slice(0, rows // 2), slice(16, 17), slice(16, 19), slice(rows - rows % 16 - 16, rows)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_number_of_rows(device, kind):
+    rows = 70
+    for dim in DIMS + (WIDE if device == "cuda" else WIDE[:2]):
+        whole = operands(kind, (rows, dim), device)
+        want = everything(*whole)
+        for part in aligned_slices(rows, dim):
+            assert_bits(everything(*sliced(whole, part)), {key: value[part] for key, value in want.items()})
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_many_rows(cuda, kind):
+    """Launches for thousands of rows give the bits of launches for one."""
+    for dim, rows in (
+        (8, 2**17),
+        (64, 2**16),
+        (100, 2**15),
+        (1024, 2**13),
+        (2048, 2**13),
+        (16_384, 2**11),
+        (65_536, 2**9),
+    ):
+        whole = operands(kind, (rows, dim), cuda)
+        want = everything(*whole)
+        for part in (slice(0, 1), slice(rows // 2, rows // 2 + 16), slice(rows - 32, rows)):
+            assert_bits(everything(*sliced(whole, part)), {key: value[part] for key, value in want.items()})
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_many_rows_on_the_cpu(kind):
+    """Past the grain of the parallel loop."""
+    whole = operands(kind, (5000, 40), "cpu")
+    want = everything(*whole)
+    for part in (slice(0, 1), slice(2496, 2512), slice(4992, 5000)):
+        assert_bits(everything(*sliced(whole, part)), {key: value[part] for key, value in want.items()})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.residual], ids=str)
+def test_with_and_without_the_sum(device, kind):
+    for dim in DIMS + WIDE[:4]:
+        input, residual, *_ = operands(kind, (3, dim), device)
+        y = srmsnorm.srms_norm(input, residual)
+        assert torch.equal(srmsnorm.add_srms_norm(input, residual)[0], y)
+        assert torch.equal(torch.ops.srmsnorm._add_srms_norm(input, residual, None)[0], y)
+        srmsnorm.add_srms_norm_(input, residual)
+        assert torch.equal(input, y)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_with_and_without_gradients(device, kind):
+    for dim in DIMS:
+        input, residual, *_ = operands(kind, (3, dim), device)
+        y = srmsnorm.srms_norm(input, residual)
+        assert torch.equal(srmsnorm.srms_norm(input.requires_grad_(), residual), y)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_strides(device, kind):
+    """Rows further apart, by a multiple of 16 elements so that each keeps its alignment."""
+    for dim in DIMS + (WIDE if device == "cuda" else WIDE[:2]):
+        want = everything(*operands(kind, (2, 3, dim), device))
+
+        def spread(shape, **options):
+            first, second, dim = shape
+            return torch.empty((first, second + 16, dim), **options)[:, :second]
+
+        def swapped(shape, **options):
+            first, second, dim = shape
+            return torch.empty((second, first + 1, dim), **options)[:, :first].transpose(0, 1)
+
+        layouts = (
+            (spread, swapped) if dim % 8 == 0 else (spread,)
+        )  # the outputs are swapped too, and with them odd rows
+        for layout in layouts:
+            assert_bits(everything(*operands(kind, (2, 3, dim), device, layout)), want)
+
+
+@pytest.mark.parametrize("layout", samples.UNIT_STRIDE, ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_rows_alone(device, kind, layout):
+    """Each row where it lies, alone: neither another row's alignment reaches it, nor a launch for aligned rows."""
+    backward = torch.ops.srmsnorm._srms_norm_backward
+    dims = (5, 8, 33, 100, 512, 1000) + ((2048, 4096, 32_768, 65_536, 262_144, 524_288) if device == "cuda" else ())
+    for dim in dims:
+        input, residual, g, gh = operands(kind, (9 if dim < 10_000 else 3, dim), device, layout)
+        y, rstd = torch.ops.srmsnorm._srms_norm(input, residual, None)
+        grad = backward(g, y, rstd, gh)
+        for i in range(len(input)):
+            alone = torch.ops.srmsnorm._srms_norm(input[i], None if residual is None else residual[i], None)
+            assert torch.equal(alone[0], y[i]) and torch.equal(alone[1], rstd[i])
+            assert torch.equal(backward(g[i], y[i], rstd[i], gh[i]), grad[i])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_runs(device, kind):
+    for dim in DIMS + (WIDE if device == "cuda" else WIDE[:2]):
+        whole = operands(kind, (5, dim), device)
+        want = everything(*whole)
+        for _ in range(3):
+            assert_bits(everything(*whole), want)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_threads(kind):
+    whole = operands(kind, (300, 257), "cpu")
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(everything(*whole))
+    finally:
+        torch.set_num_threads(before)
+    assert_bits(results[1], results[0])
+    assert_bits(results[2], results[0])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_side_stream(cuda, kind):
+    """Work goes to the current stream, after what is queued there: a long kernel before the operands' values exist."""
+    for dim in (33, 2048, 65_536):
+        whole = operands(kind, (16, dim), cuda)
+        want = everything(*whole)
+        late = [None if t is None else torch.zeros_like(t) for t in whole]
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            for to, value in zip(late, whole, strict=True):
+                if to is not None:
+                    to.copy_(value)
+            got = everything(*late)
+        stream.synchronize()
+        assert_bits(got, want)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_graph_replay(cuda, kind):
+    """Captured, then replayed on other values."""
+    for dim in (33, 1000, 2048, 65_536, 262_144):
+        whole = operands(kind, (16, dim), cuda)
+        want = everything(*whole)
+        static = [None if t is None else torch.ones_like(t) for t in whole]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = everything(*static)
+        for to, value in zip(static, whole, strict=True):
+            if to is not None:
+                to.copy_(value)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_bits(got, want)
+
+
+def test_capture_on_the_first_call(cuda):
+    """Nothing is compiled, tuned or configured outside the capture: a fresh process captures its very first call."""
+    program = """
+import torch, srmsnorm
+x = torch.randn(4, {dim}, device="cuda", dtype=torch.bfloat16)
+torch.cuda.synchronize()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    y = srmsnorm.srms_norm(x, x)
+graph.replay()
+torch.cuda.synchronize()
+assert torch.equal(y, srmsnorm.srms_norm(x, x))
+"""
+    for dim in (2048, 262_144):
+        done = fresh.run(program.format(dim=dim))
+        assert done.returncode == 0, done.stderr
+
+
+def test_plan_does_not_depend_on_rows():
+    """By its signature: a plan that knew the rows could change bits with them."""
+    with pytest.raises(TypeError):
+        srmsnorm.launch_plan(64, FLOAT, rows=3)
+    assert plans.plan(64, Kind(FLOAT))

@@ -1,0 +1,115 @@
+"""Launch plans, as plain numbers: every row is covered, and nothing asks for more than a GPU has."""
+
+import itertools
+
+import plans
+import pytest
+import samples
+import torch
+from samples import BFLOAT, DOUBLE, FLOAT, HALF, Kind
+
+import srmsnorm
+
+KEYS = {"threads_per_row", "rows_per_block", "vectors", "cluster", "twice", "edges", "vector_elements"}
+FORWARD = [
+    (kind, {"aligned": aligned, "clusters": clusters})
+    for kind, aligned, clusters in itertools.product(samples.KINDS, (True, False), (True, False))
+]
+BACKWARD = [
+    (kind, {"backward": True, "grad_sum": grad_sum, "aligned": aligned, "clusters": clusters})
+    for kind, grad_sum, aligned, clusters in itertools.product(
+        [kind for kind in samples.KINDS if kind.residual != kind.dtype], (True, False), (True, False), (True, False)
+    )
+]
+POWERS = sorted({2**k + step for k in range(17, 21) for step in (-1, 0, 1)})
+
+
+def label(value):
+    return ",".join(f"{key}={int(on)}" for key, on in value.items()) if isinstance(value, dict) else str(value)
+
+
+def check(dim, kind, options):
+    plan = srmsnorm.launch_plan(dim, kind.dtype, kind.residual, **options)
+    threads, rows, cluster = plan["threads_per_row"], plan["rows_per_block"], plan["cluster"]
+    aligned = options["aligned"] and dim % plan["vector_elements"] == 0
+    # Shuffles name all lanes of a warp: blocks are whole warps, and a row's part of one is a power of two.
+    assert threads * rows % 32 == 0 and (threads % 32 == 0 or (threads < 32 and 32 % threads == 0))
+    assert threads * rows <= 1024 and plan["vectors"] >= 1
+    assert cluster in ((1, 2, 4, 8) if options["clusters"] else (1,))
+    assert rows == 1 or cluster == 1
+    assert plan["vector_elements"] * kind.dtype.itemsize == 16
+    assert plan["edges"] or aligned
+    start = 0 if aligned else plan["vector_elements"] - 1
+    room = threads * cluster * plan["vectors"] * plan["vector_elements"]
+    assert plan["twice"] or room >= dim + start
+    return plan
+
+
+@pytest.mark.parametrize(("kind", "options"), FORWARD + BACKWARD, ids=label)
+def test_every_dim_is_covered(kind, options):
+    for dim in [*range(1, 70_001 if kind in (Kind(BFLOAT), Kind(FLOAT, FLOAT)) else 9_001), *POWERS]:
+        try:
+            check(dim, kind, options)
+        except AssertionError as error:
+            raise AssertionError(
+                f"dim {dim}: {srmsnorm.launch_plan(dim, kind.dtype, kind.residual, **options)}"
+            ) from error
+
+
+def test_keys_and_arguments():
+    assert set(srmsnorm.launch_plan(64, FLOAT)) == KEYS
+    assert srmsnorm.launch_plan(64, BFLOAT, FLOAT, backward=True, grad_sum=True, aligned=False, clusters=False)
+    assert srmsnorm.launch_plan(64, FLOAT) == srmsnorm.launch_plan(
+        dim=64, dtype=FLOAT, residual_dtype=None, backward=False, grad_sum=False, aligned=True, clusters=True
+    )
+
+
+@pytest.mark.parametrize("dim", [0, -1])
+def test_bad_dims(dim):
+    with pytest.raises((RuntimeError, ValueError), match=str(dim)):
+        srmsnorm.launch_plan(dim, FLOAT)
+
+
+def test_bad_dtype():
+    with pytest.raises((RuntimeError, TypeError, ValueError), match="(?i)int|long"):
+        srmsnorm.launch_plan(64, torch.int64)
+
+
+@pytest.mark.parametrize(("kind", "options"), FORWARD + BACKWARD, ids=label)
+def test_threads_grow_with_dim(kind, options):
+    """From one boundary to the next the threads of a row never halve again."""
+    at_most = 1
+    for dim in plans.boundaries(kind, **options):
+        plan = srmsnorm.launch_plan(dim, kind.dtype, kind.residual, **options)
+        threads = plan["threads_per_row"] * plan["cluster"]
+        at_most = max(at_most, threads)
+        assert 4 * threads >= at_most, (dim, plan)
+
+
+@pytest.mark.parametrize("kind", [Kind(HALF), Kind(BFLOAT, FLOAT), Kind(FLOAT), Kind(DOUBLE)], ids=str)
+def test_work_is_spread(kind):
+    """Rows held in registers leave less than two thirds of the room empty, past the first vectors."""
+    for dim in range(64, 40_000, 8):
+        plan = srmsnorm.launch_plan(dim, kind.dtype, kind.residual)
+        room = plan["threads_per_row"] * plan["cluster"] * plan["vectors"] * plan["vector_elements"]
+        assert plan["twice"] or dim * 3 > room, (dim, plan)
+
+
+@pytest.mark.parametrize(("kind", "options"), [(Kind(BFLOAT), {}), (Kind(FLOAT), {"backward": True})], ids=label)
+def test_boundaries_are_found(kind, options):
+    """The list that the numerical tests rest on misses none: the slow way finds the same."""
+    elements = 16 // kind.dtype.itemsize
+    last, found = {}, []
+    for dim in range(1, 40_001):
+        plan = plans.plan(dim, kind, **options)
+        if last.setdefault(dim % elements == 0, plan) != plan:
+            found.append(dim)
+        last[dim % elements == 0] = plan
+    assert found == plans.boundaries(kind, limit=40_000, **options) and len(found) > 30
+
+
+def test_wide_rows():
+    assert srmsnorm.launch_plan(262_144, BFLOAT)["cluster"] > 1
+    assert srmsnorm.launch_plan(262_144, BFLOAT, clusters=False)["twice"]
+    assert srmsnorm.launch_plan(2**20, FLOAT)["twice"]
+    assert not srmsnorm.launch_plan(2048, BFLOAT)["twice"] and srmsnorm.launch_plan(2048, BFLOAT)["cluster"] == 1

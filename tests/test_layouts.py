@@ -1,0 +1,205 @@
+"""Any shape, any pointer: strided, misaligned and expanded operands give what contiguous ones give, with no copy."""
+
+import pytest
+import samples
+import torch
+from samples import BFLOAT, DOUBLE, FLOAT, HALF, Kind
+
+import srmsnorm
+
+KINDS = [Kind(HALF), Kind(BFLOAT, BFLOAT), Kind(BFLOAT, FLOAT), Kind(FLOAT, FLOAT), Kind(DOUBLE, DOUBLE)]
+SHAPES = [(3, 4, 17), (5, 64), (2, 3, 2, 40), (2, 513), (7, 1), (2, 1, 3, 8), (8,)]
+LAYOUTS = [*samples.READABLE, *samples.COPIED]
+ALLOWED = ("srmsnorm::", "aten::empty", "aten::resolve", "aten::alias", "aten::detach", "detach", "[memory]")
+
+
+def name(layout):
+    return layout.__name__
+
+
+def operators_called(call) -> list[str]:
+    """The names of everything dispatched below."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    names = [event.name for event in profile.events()]
+    assert any(name.startswith("srmsnorm::") for name in names)
+    return names
+
+
+def copies(call) -> list[str]:
+    return [name for name in operators_called(call) if not name.startswith(ALLOWED)]
+
+
+def assert_same(got, want):
+    """Not bit by bit: at another alignment a row may be summed in another order. So: one rounding, some of float32."""
+    for a, b in zip(got, want, strict=True):
+        rtol = {HALF: 2**-10, BFLOAT: 2**-7, FLOAT: 2**-21, DOUBLE: 2**-50}[b.dtype]
+        torch.testing.assert_close(a, b, rtol=rtol, atol=2**-4 * rtol * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_forward(device, kind, layout, shape):
+    """input and residual each in this layout, and both."""
+    plain = samples.forward(kind, shape, device, layout=samples.contiguous)
+    strided = samples.forward(kind, shape, device, layout=layout)
+    for input, residual in ((strided[0], plain[1]), (plain[0], strided[1]), strided):
+        if residual is None:
+            assert_same([srmsnorm.srms_norm(input)], [srmsnorm.srms_norm(input.contiguous())])
+        else:
+            contiguous = input.contiguous(), residual.contiguous()
+            assert_same(srmsnorm.add_srms_norm(input, residual), srmsnorm.add_srms_norm(*contiguous))
+            assert_same([srmsnorm.srms_norm(input, residual)], [srmsnorm.srms_norm(*contiguous)])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_backward(device, kind, layout, shape):
+    backward = torch.ops.srmsnorm._srms_norm_backward
+    output, rstd = torch.ops.srmsnorm._srms_norm(*samples.forward(kind, shape, device), None)
+    g = samples.grad_output(kind, shape, device, layout=layout)
+    gh = samples.grad_sum(kind, shape, device, layout=layout)
+    plain = g.contiguous(), output, rstd, gh.contiguous()
+    strided_output = (
+        output if layout is samples.expanded else layout(shape, dtype=kind.dtype, device=device).copy_(output)
+    )
+    strided_rstd = torch.stack([rstd, rstd], -1)[..., 0]
+    for position, operand in enumerate((g, strided_output, strided_rstd, gh)):
+        operands = [*plain[:position], operand, *plain[position + 1 :]]
+        assert_same([backward(*operands)], [backward(*plain)])
+    assert_same([backward(g, strided_output, strided_rstd, gh)], [backward(*plain)])
+    assert_same([backward(g, strided_output, strided_rstd)], [backward(*plain[:3])])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+def test_outputs_follow_empty_like(device, layout, shape):
+    input = samples.tensor(shape, BFLOAT, device, layout=layout)
+    residual = samples.tensor(shape, FLOAT, device, layout=layout, name="residual")
+    y, sum = srmsnorm.add_srms_norm(input, residual)
+    read = [t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in (input, residual)]
+    assert y.stride() == torch.empty_like(read[0]).stride()
+    assert sum.stride() == torch.empty_like(read[1]).stride()
+    assert srmsnorm.srms_norm(input).stride() == y.stride()
+    meta = srmsnorm.srms_norm(input.to("meta")) if layout is samples.contiguous else None
+    assert meta is None or (meta.stride(), meta.dtype) == (y.stride(), y.dtype)
+
+
+@pytest.mark.parametrize("layout", samples.UNIT_STRIDE, ids=name)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_in_place(device, kind, layout):
+    for shape in SHAPES:
+        input, residual = samples.forward(kind, shape, device, layout=layout)
+        if residual is None:
+            residual = samples.tensor(shape, kind.dtype, device, layout=layout, name="residual")
+        want = srmsnorm.add_srms_norm(input, residual)
+        srmsnorm.add_srms_norm_(input, residual)
+        assert torch.equal(input, want[0]) and torch.equal(residual, want[1])
+
+
+def test_in_place_writes_nothing_around_it(device):
+    """The q and v beside a k, and the gaps between rows, stay as they are."""
+    base = samples.tensor((4, 3, 17), BFLOAT, device)
+    before = base.clone()
+    stream = samples.tensor((4, 3, 17), FLOAT, device, name="residual")
+    stream_before = stream.clone()
+    srmsnorm.add_srms_norm_(base[:, 1], stream[:, 1])
+    for got, want in ((base, before), (stream, stream_before)):
+        assert torch.equal(got[:, ::2], want[:, ::2]) and not torch.equal(got[:, 1], want[:, 1])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2, 3, 2, 3, 5), (2,) * 9 + (3,), (3, 1, 2, 1, 2, 2, 2, 1, 8)], ids=str)
+@pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT)], ids=str)
+def test_many_leading_dims_that_do_not_merge(device, kind, shape):
+    input, residual = samples.forward(kind, shape, device, layout=samples.gapped, residual_layout=samples.transposed)
+    got = srmsnorm.add_srms_norm(input, residual)
+    assert_same(got, srmsnorm.add_srms_norm(input.contiguous(), residual.contiguous()))
+    output, rstd = torch.ops.srmsnorm._srms_norm(input, residual, None)
+    g = samples.grad_output(kind, shape, device, layout=samples.transposed)
+    backward = torch.ops.srmsnorm._srms_norm_backward
+    assert_same([backward(g, output, rstd)], [backward(g.contiguous(), output.contiguous(), rstd)])
+    input, residual = input.clone(), residual.clone()
+    srmsnorm.add_srms_norm_(input, residual)
+    assert_same((input, residual), got)
+
+
+@pytest.mark.parametrize("layout", samples.READABLE, ids=name)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_no_hidden_copies(device, kind, layout, plain_memory):
+    shape = (3, 4, 17)
+    input, residual = samples.forward(kind, shape, device, layout=layout)
+    assert copies(lambda: srmsnorm.srms_norm(input, residual)) == []
+    if residual is not None:
+        assert copies(lambda: srmsnorm.add_srms_norm(input, residual)) == []
+        if layout is not samples.expanded:
+            assert copies(lambda: srmsnorm.add_srms_norm_(input, residual)) == []
+    output, rstd = torch.ops.srmsnorm._srms_norm(input, residual, None)
+    g = samples.grad_output(kind, shape, device, layout=layout)
+    gh = samples.grad_sum(kind, shape, device, layout=layout)
+    assert copies(lambda: torch.ops.srmsnorm._srms_norm_backward(g, output, rstd, gh)) == []
+    if kind in samples.MIXED:
+        assert copies(lambda: torch.ops.srmsnorm._srms_norm_backward_pair(g, output, rstd, gh)) == []
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_autograd_adds_no_operator(device, kind, plain_memory):
+    """Between y's gradient and the operands' there is our operator alone: no fill, no cast, no sum."""
+    operands = [t.requires_grad_() for t in samples.forward(kind, (3, 4, 17), device) if t is not None]
+    g, gh = samples.grad_output(kind, (3, 4, 17), device), samples.grad_sum(kind, (3, 4, 17), device)
+    y = srmsnorm.srms_norm(*operands)
+    engine = "SRMSNormBackward", "autograd::engine::evaluate_function", "torch::autograd::GraphRoot"
+    called = copies(lambda: torch.autograd.grad(y, operands, g))
+    assert [name for name in called if not name.startswith(engine)] == []
+    if kind.residual is not None:
+        outputs = srmsnorm.add_srms_norm(*operands)
+        called = copies(lambda: torch.autograd.grad(outputs, operands, (g, gh)))
+        assert [name for name in called if not name.startswith(engine)] == []
+
+
+@pytest.mark.parametrize("layout", samples.COPIED, ids=name)
+def test_other_last_strides_are_copied_once(device, layout, plain_memory):
+    input = samples.tensor((3, 4, 17), FLOAT, device, layout=layout)
+    names = operators_called(lambda: srmsnorm.srms_norm(input))
+    assert names.count("aten::copy_") == 1
+    output, rstd = torch.ops.srmsnorm._srms_norm(input, None, None)
+    names = operators_called(lambda: torch.ops.srmsnorm._srms_norm_backward(input, output, rstd))
+    assert names.count("aten::copy_") == 1
+
+
+@pytest.mark.parametrize("kind", [Kind(BFLOAT, BFLOAT), Kind(BFLOAT, FLOAT)], ids=str)
+def test_beyond_32_bit_indexing(cuda, kind):
+    """More than 2**31 elements: many rows, and few wide ones far apart."""
+    for rows, dim in ((2**21 + 3, 1024), (2**25 + 5, 65), (2**11 + 1, 2**20)):
+        size = rows * dim * (4 if kind.residual == BFLOAT else 6)
+        if torch.cuda.mem_get_info()[0] < 3 * size:
+            pytest.skip(f"needs {3 * size / 2**30:.0f} GiB of free GPU memory")
+        _check_ends(cuda, kind, rows, dim)
+        torch.cuda.empty_cache()
+
+
+def _check_ends(device, kind, rows, dim):
+    """A few rows from everywhere against the same rows alone."""
+    torch.use_deterministic_algorithms(False)
+    input = torch.randn(rows, dim, device=device, dtype=kind.dtype)
+    residual = torch.randn(rows, dim, device=device, dtype=kind.residual)
+    picked = torch.tensor([0, 1, rows // 2, 2**31 // dim - 1, 2**31 // dim, rows - 2, rows - 1], device=device)
+    some = input[picked], residual[picked]
+    y, sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, residual, None)
+    y_want, sum_want, rstd_want = torch.ops.srmsnorm._add_srms_norm(*some, None)
+    assert_same((y[picked], sum[picked], rstd[picked]), (y_want, sum_want, rstd_want))
+    del residual, sum
+    grad = torch.ops.srmsnorm._srms_norm_backward(input, y, rstd)
+    assert_same([grad[picked]], [torch.ops.srmsnorm._srms_norm_backward(some[0], y_want, rstd_want)])
+
+
+def test_far_apart_rows(cuda):
+    """Offsets past 2**31 from strides, with few elements."""
+    if torch.cuda.mem_get_info()[0] < 8 * 2**30:
+        pytest.skip("needs 8 GiB of free GPU memory")
+    torch.use_deterministic_algorithms(False)
+    base = torch.empty(3 * 2**30, dtype=BFLOAT, device=cuda)
+    input = base.as_strided((3, 64), (2**30 + 8, 1))
+    input.copy_(samples.values((3, 64), BFLOAT, cuda))
+    assert_same([srmsnorm.srms_norm(input)], [srmsnorm.srms_norm(input.contiguous())])

@@ -1,0 +1,93 @@
+"""SRMSNorm, and what the package says about itself."""
+
+import copy
+import io
+import pathlib
+import pickle
+
+import pytest
+import samples
+import torch
+from samples import BFLOAT, FLOAT, Kind
+from torch import nn
+
+import srmsnorm
+
+
+@pytest.mark.parametrize("kind", samples.KINDS, ids=str)
+def test_calls(device, kind):
+    module = srmsnorm.SRMSNorm(33, eps=1e-5)
+    input, residual = samples.forward(kind, (4, 33), device)
+    assert torch.equal(module(input), srmsnorm.srms_norm(input, eps=1e-5))
+    assert torch.equal(module(input, residual), srmsnorm.srms_norm(input, residual, eps=1e-5))
+    if residual is not None:
+        got, want = module(input, residual, return_sum=True), srmsnorm.add_srms_norm(input, residual, eps=1e-5)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_repr():
+    assert repr(srmsnorm.SRMSNorm(64)) == "SRMSNorm(64, eps=1e-06)"
+    assert repr(srmsnorm.SRMSNorm(64, eps=None)) == "SRMSNorm(64, eps=None)"
+
+
+def test_no_parameters_no_state():
+    module = srmsnorm.SRMSNorm(64)
+    assert not list(module.parameters()) and not list(module.buffers()) and not module.state_dict()
+    module.load_state_dict({}, strict=True)
+
+
+def test_copies():
+    module = srmsnorm.SRMSNorm(64, eps=0.5)
+    saved = io.BytesIO()
+    torch.save(module, saved)
+    saved.seek(0)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(saved, weights_only=False)):
+        assert repr(twin) == repr(module)
+        assert torch.equal(twin(torch.ones(2, 64)), module(torch.ones(2, 64)))
+
+
+def test_factories_device_and_dtype():
+    """Taken and ignored: nothing has a device or a dtype."""
+    module = srmsnorm.SRMSNorm(8, device="cuda:3", dtype=BFLOAT).to("meta").half()
+    assert module(torch.ones(2, 8)).dtype == FLOAT
+
+
+def test_in_a_model(device):
+    model = nn.Sequential(nn.Linear(8, 16), srmsnorm.SRMSNorm(16), nn.Linear(16, 1)).to(device)
+    model(torch.randn(4, 8, device=device)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_pre_norm_blocks(device):
+    """The residual stream of a few blocks: values and gradients as with plain PyTorch."""
+    module = srmsnorm.SRMSNorm(16)
+    results = []
+    for norm in (module, lambda x, r, return_sum: srmsnorm.reference.add_srms_norm(x, r, eps=1e-6)):
+        x, stream = (t.double().requires_grad_() for t in samples.forward(Kind(FLOAT, FLOAT), (4, 16), device))
+        leaves, total = (x, stream), 0
+        for _ in range(3):
+            x, stream = norm(x, stream, return_sum=True)
+            x = x * 1.5
+            total = total + x.pow(3).sum()
+        results.append(torch.autograd.grad(total + stream.sin().sum(), leaves))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_build_info():
+    info = srmsnorm.build_info()
+    assert info["torch"] == torch.__version__
+    assert info["cuda"] is None or isinstance(info["cuda"], str)
+
+
+def test_operators_need_no_python():
+    """The library that C++ programs load names neither Python nor torch's part for it."""
+    (library,) = pathlib.Path(srmsnorm.__file__).parent.glob("_ops.*so")
+    needed = library.read_bytes()
+    assert b"libtorch_cpu.so" in needed
+    assert b"libtorch_python.so" not in needed and b"libpython" not in needed
+
+
+def test_public_names():
+    for name in srmsnorm.__all__:
+        assert getattr(srmsnorm, name) is not None
+    assert all(getattr(srmsnorm, name).__doc__ for name in srmsnorm.__all__)
