@@ -1,0 +1,118 @@
+"""Correctness gates speed: how far a provider is from the definition in float64, in units of what rounding explains.
+
+With u the unit roundoff of the dtype and k its roundings: |y' - y| <= ((1 + u)^k - 1) |y|, and for a gradient, row by
+row, |dx' - dx| <= k (u |dx| + 2 u |r g|), where the second term is the price of keeping y rounded. What float32
+accumulation adds is in `_slack`. A result above 1, or NaN, is wrong.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from providers import EPS, Provider
+from torch import Tensor
+
+CHUNK = 1 << 24  # elements looked at a time: float64 temporaries stay small beside the operands
+
+
+class WrongResult(Exception):
+    """A provider's result is farther from the definition than rounding explains."""
+
+
+def _slack(dim: int) -> float:
+    """Relative error of float32 accumulation: a mean over dim, a root and a few products."""
+    return 2.0**-24 * (dim**0.5 + 8)
+
+
+def _chunks(*tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
+    """The tensors in float64, some rows at a time."""
+    flat = [None if t is None else t.detach().reshape(-1, t.shape[-1]) for t in tensors]
+    first = next(t for t in flat if t is not None)
+    step = max(1, CHUNK // first.shape[-1])
+    for start in range(0, first.shape[0], step):
+        yield [None if t is None else t[start : start + step].double() for t in flat]
+
+
+def _worst(ratios: Iterator[Tensor]) -> float:
+    return float(torch.stack([ratio.max() for ratio in ratios]).max())
+
+
+def _truth(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    h = x if residual is None else x + residual
+    rstd = torch.rsqrt(h.square().mean(-1, keepdim=True) + EPS)
+    return h * rstd, rstd
+
+
+def forward_error(y: Tensor, x: Tensor, residual: Tensor | None, roundings: int) -> float:
+    """The worst element of y, in units of its bound."""
+    u = torch.finfo(y.dtype).eps / 2
+    bound = (1 + u) ** roundings * (1 + _slack(x.shape[-1])) - 1
+
+    def ratios() -> Iterator[Tensor]:
+        for got, a, b in _chunks(y, x, residual):
+            assert got is not None and a is not None
+            truth, _ = _truth(a, b)
+            yield (got - truth).abs() / (bound * truth.abs() + torch.finfo(y.dtype).smallest_normal)
+
+    return _worst(ratios())
+
+
+def backward_error(
+    grad: Tensor,
+    grad_output: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    roundings: int,
+    grad_sum: Tensor | None = None,
+) -> float:
+    """The worst row of a gradient, in units of its bound."""
+    u = torch.finfo(grad.dtype).eps / 2
+    slack = _slack(x.shape[-1])
+
+    def ratios() -> Iterator[Tensor]:
+        for got, g, a, b, gh in _chunks(grad, grad_output, x, residual, grad_sum):
+            assert got is not None and g is not None and a is not None
+            y, rstd = _truth(a, b)
+            truth = rstd * (g - y * (y * g).mean(-1, keepdim=True))
+            truth = truth if gh is None else truth + gh
+            size, kept = truth.norm(dim=-1), (rstd * g).norm(dim=-1)
+            bound = (roundings * u + slack) * size + (2 * roundings * u + slack) * kept
+            yield (got - truth).norm(dim=-1) / (bound + torch.finfo(grad.dtype).smallest_normal)
+
+    return _worst(ratios())
+
+
+def require(what: str, error: float) -> None:
+    if not error <= 1:
+        raise WrongResult(f"{what} is {error:.3g} times its bound away from the float64 reference")
+
+
+def check_norm(provider: Provider, x: Tensor, residual: Tensor | None, grad_output: Tensor) -> None:
+    """y and both gradients of `norm`."""
+    roundings = provider.roundings if residual is None else provider.residual_roundings
+    inputs = [x] if residual is None else [x, residual]
+    y = provider.norm(x, residual)
+    require("y", forward_error(y, x, residual, roundings))
+    for name, grad in zip(("grad_input", "grad_residual"), torch.autograd.grad(y, inputs, grad_output), strict=False):
+        require(name, backward_error(grad, grad_output, x, residual, roundings))
+
+
+def status_of(error: Exception) -> str:
+    """One line for a table's foot: why there is no figure."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "out of memory"
+    if isinstance(error, WrongResult):
+        return f"wrong: {error}"
+    if isinstance(error, NotImplementedError):
+        return "not offered"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def attempt(statuses: dict[str, str], name: str, measure: Callable[[], None]) -> None:
+    """Runs `measure` for a provider unless it has failed; a failure is noted under its name, and the run goes on."""
+    if name in statuses:
+        return
+    try:
+        measure()
+    except Exception as error:
+        statuses[name] = status_of(error)

@@ -1,0 +1,61 @@
+"""Peak memory by the published protocol: the mean over 20 repeats of the peak within each, the first with .grad None.
+
+Counted are the tensors of the measurement alone: what was allocated before `prepare` is taken off.
+"""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+REPEATS = 20
+MIB = 1 << 20
+
+Prepare = Callable[[], Callable[[], Any]]
+
+
+def peak_mib(prepare: Prepare, device: str, repeats: int = REPEATS) -> list[float]:
+    """MiB, repeat by repeat. `prepare` makes the operands and returns the call that is measured."""
+    gc.collect()
+    return (_cuda if device == "cuda" else _cpu)(prepare, repeats)
+
+
+def _cuda(prepare: Prepare, repeats: int) -> list[float]:
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    call = prepare()
+    peaks = []
+    for _ in range(repeats):
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        peaks.append((torch.cuda.max_memory_allocated() - before) / MIB)
+    return peaks
+
+
+def _cpu(prepare: Prepare, repeats: int) -> list[float]:
+    """From the profiler's record of every allocation that PyTorch's CPU allocator made, compiled code's too."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
+        call = prepare()
+        for _ in range(repeats):
+            with record_function("repeat"):
+                call()
+    assert recorded.profiler is not None
+    assert recorded.profiler.kineto_results is not None
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    windows = sorted((e.start_ns(), e.end_ns()) for e in events if e.name() == "repeat")
+    return [_peak(changes, *window) / MIB for window in windows]
+
+
+def _peak(changes: list[tuple[int, int]], start: int, end: int) -> int:
+    """The most bytes alive at a time between start and end."""
+    alive = sum(size for when, size in changes if when < start)
+    peak = alive
+    for _, size in (change for change in changes if start <= change[0] <= end):
+        alive += size
+        peak = max(peak, alive)
+    return peak

@@ -1,0 +1,164 @@
+"""`python benchmarks/run.py`: one command for each question. See benchmarks/README.md."""
+
+import pathlib
+import re
+import sys
+from typing import Annotated, Any
+
+import torch
+import typer
+from typer.core import TyperGroup
+
+# An installed srmsnorm first, else the one built in place.
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
+
+import report as reports  # noqa: E402
+from plan import DTYPES, Plan  # noqa: E402
+from providers import REGISTRY  # noqa: E402
+from suites import SUITES  # noqa: E402
+
+DEFAULT_SUITE = "tables"
+
+
+class _DefaultGroup(TyperGroup):
+    """Without a command, the tables."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ("--help", "--list")):
+            args = [DEFAULT_SUITE, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_DefaultGroup, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+def _list(show: bool) -> None:
+    if show:
+        for name, suite in SUITES.items():
+            typer.echo(f"suite {name:8} {suite.QUESTION}")
+        for name, cls in REGISTRY.items():
+            typer.echo(f"provider {name:5} {cls.computes}; keeps {cls.keeps}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    list_all: Annotated[
+        bool, typer.Option("--list", callback=_list, is_eager=True, help="Name the suites and the providers.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _names(text: str | None, known: Any) -> list[str] | None:
+    """A comma-separated option."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in known]:
+        raise typer.BadParameter(f"{', '.join(unknown)}: not among {', '.join(known)}")
+    return names
+
+
+def _sizes(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(size) for size in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text}: sizes are whole numbers, separated by commas") from error
+
+
+Providers = Annotated[str | None, typer.Option(help="Comma-separated names; --list tells them.")]
+Dims = Annotated[str | None, typer.Option(help="Comma-separated sizes of the last dimension.")]
+Dtypes = Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(DTYPES)}.")]
+Rows = Annotated[str | None, typer.Option(help="Comma-separated numbers of rows (kernels).")]
+Elements = Annotated[int | None, typer.Option(help="Elements of a tensor, where --rows is not given (kernels).")]
+Out = Annotated[pathlib.Path | None, typer.Option(help="Folder for CSV, Markdown and plots.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer sizes and rounds: does it run, roughly how fast.")]
+Published = Annotated[bool, typer.Option("--published", help="The published H100 figures beside (tables).")]
+Plots = Annotated[bool, typer.Option(help="Draw the plots as well.")]
+Device = Annotated[str | None, typer.Option(help="cuda or cpu; default: cuda where there is one.")]
+
+
+def _run(
+    suites: list[str], providers: str | None, dims: str | None, dtypes: str | None, rows: str | None,
+    elements: int | None, out: pathlib.Path | None, quick: bool, published: bool, plots: bool, device: str | None,
+) -> None:  # fmt: skip
+    try:
+        import srmsnorm  # noqa: F401
+    except ImportError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from None
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        typer.echo("CPU edition: no GPU is used; sizes are small and say nothing about a GPU.", err=True)
+    plan = Plan(
+        device, out or _default_out(device), _names(providers, REGISTRY), _sizes(dims), _names(dtypes, DTYPES),
+        _sizes(rows), elements, quick,
+    )  # fmt: skip
+    for name in suites:
+        path = plan.out / f"{name}.csv"
+        try:
+            SUITES[name].run(plan)
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; what was measured is in {path}", err=True)
+            write(path, plan.out, published, plots)
+            raise typer.Exit(130) from None
+        write(path, plan.out, published, plots)
+
+
+def _default_out(device: str) -> pathlib.Path:
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return pathlib.Path(__file__).resolve().parent / "results" / slug
+
+
+def write(path: pathlib.Path, out: pathlib.Path, published: bool, plots: bool) -> None:
+    """Markdown to stdout and beside the CSV, plots beside it."""
+    if not path.exists():
+        return
+    frame = reports.read(path)
+    text = reports.markdown(frame, published)
+    typer.echo(text, nl=False)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{path.stem}.md").write_text(text, encoding="utf-8", newline="\n")
+    if plots and not frame.empty:
+        import plots as drawing
+
+        drawing.plot(frame, out / path.stem)
+
+
+def _suite_command(name: str, suites: list[str], help: str) -> None:
+    @app.command(name, help=help)
+    def command(
+        providers: Providers = None,
+        dims: Dims = None,
+        dtypes: Dtypes = None,
+        rows: Rows = None,
+        elements: Elements = None,
+        out: Out = None,
+        quick: Quick = False,
+        published: Published = False,
+        plots: Plots = True,
+        device: Device = None,
+    ) -> None:
+        _run(suites, providers, dims, dtypes, rows, elements, out, quick, published, plots, device)
+
+
+for _name, _suite in SUITES.items():
+    _suite_command(_name, [_name], _suite.QUESTION)
+_suite_command("all", list(SUITES), "every suite, one after the other")
+
+
+@app.command()
+def report(
+    csv: Annotated[pathlib.Path, typer.Argument(exists=True, dir_okay=False, help="A CSV that a suite wrote.")],
+    out: Out = None,
+    published: Published = False,
+    plots: Plots = True,
+) -> None:
+    """Markdown and plots again, from a CSV."""
+    write(csv, out or csv.parent, published, plots)
+
+
+if __name__ == "__main__":
+    app()

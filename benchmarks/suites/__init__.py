@@ -1,0 +1,7 @@
+"""The suites: each answers one question and writes one CSV. A suite has NAME, QUESTION and run(plan)."""
+
+from types import ModuleType
+
+from . import host, kernels, tables
+
+SUITES: dict[str, ModuleType] = {suite.NAME: suite for suite in (tables, kernels, host)}
