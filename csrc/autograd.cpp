@@ -173,18 +173,6 @@ NodeOf<NormBackward> norm_node(const Tensor& input, const MaybeTensor& residual,
   return node;
 }
 
-Tensor srms_norm(c10::DispatchKeySet keys, const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
-  if (needs_derivative(input, residual)) return std::get<0>(op::_srms_norm().call(input, residual, eps));
-  return below_autograd(op::srms_norm(), keys, input, residual, eps);
-}
-
-std::tuple<Tensor, Tensor> add_srms_norm(c10::DispatchKeySet keys, const Tensor& input, const Tensor& residual,
-                                         MaybeDouble eps) {
-  if (!needs_derivative(input, residual)) return below_autograd(op::add_srms_norm(), keys, input, residual, eps);
-  auto [y, sum, rstd] = op::_add_srms_norm().call(input, residual, eps);
-  return {y, sum};
-}
-
 std::tuple<Tensor, Tensor> _srms_norm(c10::DispatchKeySet keys, const Tensor& input, const MaybeTensor& residual,
                                       MaybeDouble eps) {
   auto node = norm_node(input, residual, /*with_sum=*/false);
@@ -203,6 +191,20 @@ std::tuple<Tensor, Tensor, Tensor> _add_srms_norm(c10::DispatchKeySet keys, cons
   norm_tangents(input, residual, y, sum, rstd);
   if (node) node->save({y, rstd});
   return {y, sum, rstd};
+}
+
+// The public operators are the internal ones where a derivative may be asked for: called here, not through the
+// dispatcher, which would come back to this key.
+Tensor srms_norm(c10::DispatchKeySet keys, const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
+  if (needs_derivative(input, residual)) return std::get<0>(_srms_norm(keys, input, residual, eps));
+  return below_autograd(op::srms_norm(), keys, input, residual, eps);
+}
+
+std::tuple<Tensor, Tensor> add_srms_norm(c10::DispatchKeySet keys, const Tensor& input, const Tensor& residual,
+                                         MaybeDouble eps) {
+  if (!needs_derivative(input, residual)) return below_autograd(op::add_srms_norm(), keys, input, residual, eps);
+  auto [y, sum, rstd] = _add_srms_norm(keys, input, residual, eps);
+  return {y, sum};
 }
 
 NodeOf<NormDoubleBackward> double_backward_node(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,

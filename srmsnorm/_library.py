@@ -50,9 +50,9 @@ def launch_plan(
     residual_dtype: torch.dtype | None = None,
     *,
     backward: bool = False,
-    grad_sum: bool = False,
     aligned: bool = True,
-    clusters: bool = True,
+    in_phase: bool = True,
+    max_cluster: int = 16,
 ) -> dict[str, int | bool]:
     """The CUDA launch that rows of a kind get: a function of the row, never of how many there are.
 
@@ -61,14 +61,15 @@ def launch_plan(
         dtype: float16, bfloat16, float32 or float64; the input's, in backward the output's.
         residual_dtype: the residual's; None for a call without one.
         backward: the plan of backward instead of forward.
-        grad_sum: in backward, whether the sum has a gradient.
-        aligned: whether every row begins at a multiple of 16 bytes.
-        clusters: whether the device has thread block clusters (compute capability 9.0 and up).
+        aligned: whether every row of every operand begins at a multiple of 16 bytes.
+        in_phase: whether all operands' rows begin as many elements past one.
+        max_cluster: blocks in the device's largest thread block cluster: 16 for compute capability 9 and 10, 8 for later
+            ones, 1 for those before, which have none.
 
     Returns:
         The plan's integers and flags by name (threads per row, rows per block, vector bytes, ...).
 
     Raises:
-        RuntimeError: a dim below 1, or dtypes the operator does not take.
+        RuntimeError: a dim below 1, dtypes the operator does not take, or a max_cluster out of 1 ... 16.
     """
-    return _C._launch_plan(dim, dtype, residual_dtype, backward, grad_sum, aligned, clusters)
+    return _C._launch_plan(dim, dtype, residual_dtype, backward, aligned, in_phase, max_cluster)

@@ -12,14 +12,12 @@ import srmsnorm
 
 KEYS = {"threads_per_row", "rows_per_block", "vectors", "cluster", "twice", "edges", "vector_elements"}
 FORWARD = [
-    (kind, {"aligned": aligned, "clusters": clusters})
-    for kind, aligned, clusters in itertools.product(samples.KINDS, (True, False), (True, False))
+    (kind, {"aligned": aligned, "max_cluster": cluster})
+    for kind, aligned, cluster in itertools.product(samples.KINDS, (True, False), (1, 8, 16))
 ]
 BACKWARD = [
-    (kind, {"backward": True, "grad_sum": grad_sum, "aligned": aligned, "clusters": clusters})
-    for kind, grad_sum, aligned, clusters in itertools.product(
-        [kind for kind in samples.KINDS if kind.residual != kind.dtype], (True, False), (True, False), (True, False)
-    )
+    (kind, {"backward": True, "aligned": aligned, "max_cluster": cluster})
+    for kind, aligned, cluster in itertools.product(samples.PLAIN, (True, False), (1, 8, 16))
 ]
 POWERS = sorted({2**k + step for k in range(17, 21) for step in (-1, 0, 1)})
 
@@ -34,14 +32,12 @@ def check(dim, kind, options):
     aligned = options["aligned"] and dim % plan["vector_elements"] == 0
     # Shuffles name all lanes of a warp: blocks are whole warps, and a row's part of one is a power of two.
     assert threads * rows % 32 == 0 and (threads % 32 == 0 or (threads < 32 and 32 % threads == 0))
-    assert threads * rows <= 1024 and plan["vectors"] >= 1
-    assert cluster in ((1, 2, 4, 8) if options["clusters"] else (1,))
+    assert threads * rows <= (256 if plan["vectors"] <= 3 and not plan["twice"] else 512) and plan["vectors"] >= 1
+    assert cluster in (1, 2, 4, 8, 16) and cluster <= options["max_cluster"]
     assert rows == 1 or cluster == 1
     assert plan["vector_elements"] * kind.dtype.itemsize == 16
     assert plan["edges"] or aligned
-    start = 0 if aligned else plan["vector_elements"] - 1
-    room = threads * cluster * plan["vectors"] * plan["vector_elements"]
-    assert plan["twice"] or room >= dim + start
+    assert plan["twice"] or threads * cluster * plan["vectors"] >= dim // plan["vector_elements"]
     return plan
 
 
@@ -58,9 +54,9 @@ def test_every_dim_is_covered(kind, options):
 
 def test_keys_and_arguments():
     assert set(srmsnorm.launch_plan(64, FLOAT)) == KEYS
-    assert srmsnorm.launch_plan(64, BFLOAT, FLOAT, backward=True, grad_sum=True, aligned=False, clusters=False)
+    assert srmsnorm.launch_plan(64, BFLOAT, FLOAT, backward=True, aligned=False, max_cluster=1)
     assert srmsnorm.launch_plan(64, FLOAT) == srmsnorm.launch_plan(
-        dim=64, dtype=FLOAT, residual_dtype=None, backward=False, grad_sum=False, aligned=True, clusters=True
+        dim=64, dtype=FLOAT, residual_dtype=None, backward=False, aligned=True, in_phase=True, max_cluster=16
     )
 
 
@@ -68,6 +64,12 @@ def test_keys_and_arguments():
 def test_bad_dims(dim):
     with pytest.raises((RuntimeError, ValueError), match=str(dim)):
         srmsnorm.launch_plan(dim, FLOAT)
+
+
+@pytest.mark.parametrize("cluster", [0, 17])
+def test_bad_cluster(cluster):
+    with pytest.raises(RuntimeError, match=f"max_cluster.*{cluster}"):
+        srmsnorm.launch_plan(64, FLOAT, max_cluster=cluster)
 
 
 def test_bad_dtype():
@@ -108,8 +110,21 @@ def test_boundaries_are_found(kind, options):
     assert found == plans.boundaries(kind, limit=40_000, **options) and len(found) > 30
 
 
+@pytest.mark.parametrize("kind", samples.KINDS, ids=str)
+def test_alignment_does_not_change_the_order_of_the_sum(kind):
+    """The threads of a row are the same however it lies in memory."""
+    for dim in [*range(1, 3000), *range(3000, 200_000, 997), *POWERS]:
+        plans_ = [
+            srmsnorm.launch_plan(dim, kind.dtype, kind.residual, aligned=aligned, in_phase=in_phase)
+            for aligned, in_phase in ((True, True), (False, True), (False, False))
+        ]
+        assert len({(plan["threads_per_row"], plan["cluster"]) for plan in plans_}) == 1
+        assert [plan["twice"] for plan in plans_] in ([False, False, True], [True] * 3)
+
+
 def test_wide_rows():
     assert srmsnorm.launch_plan(262_144, BFLOAT)["cluster"] > 1
-    assert srmsnorm.launch_plan(262_144, BFLOAT, clusters=False)["twice"]
+    assert srmsnorm.launch_plan(262_144, BFLOAT, max_cluster=8)["cluster"] == 8
+    assert srmsnorm.launch_plan(262_144, BFLOAT, max_cluster=1)["twice"]
     assert srmsnorm.launch_plan(2**20, FLOAT)["twice"]
     assert not srmsnorm.launch_plan(2048, BFLOAT)["twice"] and srmsnorm.launch_plan(2048, BFLOAT)["cluster"] == 1

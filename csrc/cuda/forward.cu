@@ -1,132 +1,34 @@
-// y = h r, r = (mean(h^2) + eps)^-1/2, h = input (+ residual); h is summed once in the accumulation type.
+// The launcher of forward: the instance of the kernel for the dtypes of a call.
+#include "forward.cuh"
 #include "kernels.h"
 #include "launcher.cuh"
 
 namespace srmsnorm {
 namespace {
 
-__device__ __forceinline__ double reciprocal_root(double x) { return 1 / sqrt(x); }
-
-// One step of Newton's method with an exact x r brings the hardware's 2 ulp to within a hair of correct rounding; 1 /
-// sqrt(x) rounds twice, which is 1 ulp of y more. 0 and infinity have no step to take.
-__device__ __forceinline__ float reciprocal_root(float x) {
-  float r = rsqrtf(x), xr = __fmul_rn(x, r);
-  float error = fmaf(-fmaf(x, r, -xr), r, fmaf(-xr, r, 1.f));
-  return isfinite(error) ? fmaf(.5f * r, error, r) : r;
-}
-
-// R: the residual's type; void where there is none.
-template <class T, class R>
-struct Forward {
-  using Args = ForwardArgs;
-  using Element = T;
-  using Accumulator = accumulate_t<T>;
-  static constexpr bool kResidual = !std::is_void_v<R>;
-  using Residual = std::conditional_t<kResidual, R, T>;
-  static constexpr int kElements = 16 / sizeof(T);
-  static constexpr int kChunks = forward_held(sizeof(T), kResidual ? sizeof(Residual) : 0).chunks;
-
-  struct Vectors {
-    Vector<T, kElements> input;
-    Vector<R, kElements> residual;
-  };
-
-  const T* input;
-  const Residual* residual;
-  T* output;
-  Residual* sum;
-  Accumulator* rstd;
-  Accumulator r;
-
-  __device__ __forceinline__ Forward(const Args& args, int64_t row) {
-    RowIndex index(args.space, row);
-    int levels = args.space.levels;
-    input = index.in<const T>(args.input, levels);
-    output = index.in<T>(args.output, levels);
-    rstd = args.rstd.data ? index.in<Accumulator>(args.rstd, levels) : nullptr;
-    if constexpr (kResidual) {
-      residual = index.in<const Residual>(args.residual, levels);
-      sum = args.sum.data ? index.in<Residual>(args.sum, levels) : nullptr;
-    }
-  }
-
-  __device__ __forceinline__ const T* begin() const { return input; }
-
-  __device__ __forceinline__ bool in_phase(int before) const {
-    bool yes = is_aligned(output - before);
-    if constexpr (kResidual) yes = yes && is_aligned(residual - before) && (!sum || is_aligned(sum - before));
-    return yes;
-  }
-
-  template <class F>
-  __device__ __forceinline__ void each(Vectors& held, F f) const {
-    f(held.input, input);
-    if constexpr (kResidual) f(held.residual, residual);
-  }
-
-  __device__ __forceinline__ void add(const Vectors& held, Accumulator (&h)[kElements]) const {
-    held.input.widened(h);
-    if constexpr (kResidual) {
-      Accumulator other[kElements];
-      held.residual.widened(other);
-#pragma unroll
-      for (int i = 0; i < kElements; i++) h[i] += other[i];
-    }
-  }
-
-  __device__ __forceinline__ Accumulator term(const Vectors& held) const {
-    Accumulator h[kElements];
-    add(held, h);
-    return dot(h, h);
-  }
-
-  __device__ __forceinline__ void finish(Accumulator total, const Args& args) {
-    Accumulator mean = total / static_cast<Accumulator>(args.space.dim);
-    r = reciprocal_root(mean + static_cast<Accumulator>(args.eps));
-  }
-
-  __device__ __forceinline__ void store_row() const {
-    if (rstd) *rstd = r;
-  }
-
-  template <class F>
-  __device__ __forceinline__ void store(const Vectors& held, F f) const {
-    Accumulator h[kElements];
-    add(held, h);
-    if constexpr (kResidual) {
-      Vector<Residual, kElements> out;
-      out.set(h);
-      if (sum) f(out, sum);
-    }
-#pragma unroll
-    for (int i = 0; i < kElements; i++) h[i] *= r;
-    Vector<T, kElements> out;
-    out.set(h);
-    f(out, output);
-  }
-};
-
 template <class T>
-cudaError_t launch_forward(const ForwardArgs& args, bool clusters, cudaStream_t stream) {
-  bool aligned = rows_are_aligned(args.space, args.input, args.residual, args.output, args.sum);
-  if (!args.residual.data) return launch<Forward<T, void>>(args, aligned, clusters, stream);
+cudaError_t launch_forward(const ForwardArgs& args, int max_cluster, cudaStream_t stream) {
+  auto alignment = alignment_of(args.space, args.input, args.residual, args.output, args.sum);
+  auto bytes = row_bytes(args.space, args.input, args.residual);
+  if (!args.residual.data) return launch<Forward<T, void>>(args, alignment, max_cluster, bytes, stream);
   if constexpr (sizeof(T) == 2)
-    if (args.residual.dtype == DType::Float) return launch<Forward<T, float>>(args, aligned, clusters, stream);
-  return launch<Forward<T, T>>(args, aligned, clusters, stream);
+    if (args.residual.dtype == DType::Float)
+      return launch<Forward<T, float>>(args, alignment, max_cluster, bytes, stream);
+  return launch<Forward<T, T>>(args, alignment, max_cluster, bytes, stream);
 }
 
 }  // namespace
 
-cudaError_t cuda::forward(const ForwardArgs& args, bool clusters, cudaStream_t stream) {
+cudaError_t cuda::forward(const ForwardArgs& args, int max_cluster, cudaStream_t stream) {
   switch (args.input.dtype) {
     case DType::Half:
-      return launch_forward<half>(args, clusters, stream);
+      return launch_forward<half>(args, max_cluster, stream);
     case DType::BFloat16:
-      return launch_forward<bfloat16>(args, clusters, stream);
+      return launch_forward<bfloat16>(args, max_cluster, stream);
     case DType::Float:
-      return launch_forward<float>(args, clusters, stream);
+      return launch_forward<float>(args, max_cluster, stream);
     default:
-      return launch_forward<double>(args, clusters, stream);
+      return launch_forward<double>(args, max_cluster, stream);
   }
 }
 

@@ -7,8 +7,8 @@
 
 namespace srmsnorm::cuda {
 
-// clusters: whether the GPU has thread block clusters (compute capability 9.0 and up).
-cudaError_t forward(const ForwardArgs& args, bool clusters, cudaStream_t stream);
-cudaError_t backward(const BackwardArgs& args, bool clusters, cudaStream_t stream);
+// max_cluster: blocks in the largest thread block cluster of the GPU; 1 where it has none.
+cudaError_t forward(const ForwardArgs& args, int max_cluster, cudaStream_t stream);
+cudaError_t backward(const BackwardArgs& args, int max_cluster, cudaStream_t stream);
 
 }  // namespace srmsnorm::cuda

@@ -4,23 +4,39 @@
 
 namespace srmsnorm {
 
+constexpr int64_t size_of(DType dtype) { return dtype == DType::Double ? 8 : dtype == DType::Float ? 4 : 2; }
+
 template <class... Operands>
-bool rows_are_aligned(const RowSpace& space, const Operands&... operands) {
-  auto aligned = [&](const Rows& rows) {
-    int64_t size = rows.dtype == DType::Double ? 8 : rows.dtype == DType::Float ? 4 : 2;
-    bool yes = reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
-    for (int i = 0; i < space.levels; i++) yes = yes && (space.sizes[i] == 1 || rows.strides[i] * size % 16 == 0);
-    return yes;
-  };
-  return (aligned(operands) && ...);
+int64_t row_bytes(const RowSpace& space, const Operands&... operands) {
+  return space.dim * ((operands.data ? size_of(operands.dtype) : 0) + ...);
+}
+
+// Whether an operand is 16-byte aligned at the same elements of all rows as the first one; with first null, at all
+// rows' begin.
+inline bool in_phase(const RowSpace& space, const Rows& rows, const Rows* first) {
+  if (!rows.data) return true;
+  int64_t size = size_of(rows.dtype);
+  auto elements = [](const Rows* rows) { return rows ? reinterpret_cast<intptr_t>(rows->data) / size_of(rows->dtype) : 0; };
+  bool yes = (elements(&rows) - elements(first)) * size % 16 == 0;
+  for (int i = 0; i < space.levels; i++)
+    yes = yes && (space.sizes[i] == 1 || (rows.strides[i] - (first ? first->strides[i] : 0)) * size % 16 == 0);
+  return yes;
+}
+
+// first: the operand that decides how rows are cut for the sum; it has the most elements in 16 bytes.
+template <class... Operands>
+Alignment alignment_of(const RowSpace& space, const Rows& first, const Operands&... others) {
+  if (in_phase(space, first, nullptr) && (in_phase(space, others, nullptr) && ...)) return Alignment::Whole;
+  return (in_phase(space, others, &first) && ...) ? Alignment::InPhase : Alignment::Any;
 }
 
 template <class Op>
-using Kernel = void (*)(typename Op::Args);
+using Kernel = void (*)(typename Op::Args, int ahead);
 
 template <class Op, bool edges>
 Kernel<Op> kernel_held_in_registers(const LaunchPlan& plan) {
-  if (plan.cluster > 1) return row_kernel<Op, cluster_vectors(Op::kChunks), edges, true, false>;
+  constexpr int kWide = wide_vectors(Op::kChunks);
+  if (plan.cluster > 1) return row_kernel<Op, kWide, edges, true, false>;
   switch (plan.vectors) {
     case 1:
       return row_kernel<Op, 1, edges, false, false>;
@@ -28,11 +44,14 @@ Kernel<Op> kernel_held_in_registers(const LaunchPlan& plan) {
       return row_kernel<Op, 2, edges, false, false>;
     case 3:
       return row_kernel<Op, 3, edges, false, false>;
-    case 8:
-      if constexpr (Op::kChunks == 1) return row_kernel<Op, 8, edges, false, false>;
-    default:
+    case 4:
       return row_kernel<Op, 4, edges, false, false>;
+    case 8:
+      if constexpr (kWide >= 8) return row_kernel<Op, 8, edges, false, false>;
+    case 16:
+      if constexpr (kWide >= 16) return row_kernel<Op, 16, edges, false, false>;
   }
+  return nullptr;
 }
 
 template <class Op>
@@ -44,11 +63,12 @@ Kernel<Op> kernel_of(const LaunchPlan& plan) {
 }
 
 template <class Op>
-cudaError_t launch(const typename Op::Args& args, bool aligned, bool clusters, cudaStream_t stream) {
-  aligned = aligned && args.space.dim % Op::kElements == 0;
-  auto plan = plan_launch(args.space.dim, {sizeof(typename Op::Element), Op::kChunks}, aligned, clusters);
+cudaError_t launch_plan(const typename Op::Args& args, const LaunchPlan& plan, int64_t row_bytes, cudaStream_t stream) {
   int64_t blocks = (args.space.rows + plan.rows_per_block - 1) / plan.rows_per_block * plan.cluster;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  auto kernel = kernel_of<Op>(plan);
+  if (plan.cluster > kPortableCluster)
+    if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) return error;
 
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
@@ -59,7 +79,18 @@ cudaError_t launch(const typename Op::Args& args, bool aligned, bool clusters, c
   cluster.val.clusterDim = {static_cast<unsigned>(plan.cluster), 1, 1};
   config.attrs = &cluster;
   config.numAttrs = plan.cluster > 1;  // even a cluster of one slows the issue of blocks: 347 us for 258 at dim 2048
-  return cudaLaunchKernelEx(&config, kernel_of<Op>(plan), args);
+  return cudaLaunchKernelEx(&config, kernel, args, rows_ahead(plan, row_bytes));
+}
+
+// row_bytes: read of one row, all operands together.
+template <class Op>
+cudaError_t launch(const typename Op::Args& args, Alignment alignment, int max_cluster, int64_t row_bytes,
+                   cudaStream_t stream) {
+  auto plan = plan_launch(args.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment, max_cluster);
+  auto error = launch_plan<Op>(args, plan, row_bytes, stream);
+  if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
+  cudaGetLastError();  // a part of a GPU can have too few multiprocessors side by side for the largest cluster
+  return launch<Op>(args, alignment, kPortableCluster, row_bytes, stream);
 }
 
 }  // namespace srmsnorm

@@ -1,15 +1,16 @@
 // The one kernel: a group of threads takes a row, loads it once, reduces once, stores once.
 //
-// An Op is what one thread does with the vectors of its row; forward.cu and backward.cu have one each:
-//   Args, Element, Accumulator, kElements (of a vector), kChunks (16-byte pieces held for a vector)
-//   Vectors                              what is held for one vector of the row, by operand
+// An Op is what one thread does with the pieces of its row; forward.cuh and backward.cuh have one each:
+//   Args, Element, Accumulator, kElements (of a vector), kChunks (16-byte pieces that the sum needs for a vector)
+//   Pieces<N>                            what is held of N elements of the row, by operand
 //   Op(args, row index)                  pointers to the row
-//   begin()                              the operand that decides where the row's vectors begin
-//   in_phase(before)                     whether all operands can be moved by vectors that begin there
-//   each(vectors, f)                     f(vector, pointer to its row) for every operand that is read
-//   term(vectors)                        the vector's part of the sum
+//   begin()                              the operand whose address decides how the row is cut for the sum
+//   result()                             the one that is written
+//   each(pieces, f)                      f(vector, pointer to its row) for every operand that the sum needs
+//   each_late(pieces, f)                 the same for those that it does not
+//   term(pieces)                         their part of the sum
 //   finish(sum, args)                    the row's scalars
-//   store(vectors, f)                    f(vector, pointer to its row) for every result
+//   store(pieces, f)                     f(vector, pointer to its row) for every result
 //   store_row()                          what there is once a row
 #pragma once
 #include <cooperative_groups.h>
@@ -116,113 +117,201 @@ struct RowGroup {
   }
 };
 
-// The vectors of a row that one thread holds at a time.
-template <class Op, int vectors, bool edges, class Index>
-struct Tile {
+// How a row is cut: whole vectors from the first 16-byte boundary on, and the elements before and behind them.
+template <class Op, bool edges, class Index>
+struct Cut {
   static constexpr int N = Op::kElements;
-  const Op& op;
-  const Index dim, stride;  // between a thread's vectors
-  const int before;         // elements that the row's first vector has before the row
-  const Index end;          // vectors in the row
-  const bool in_phase;
-  typename Op::Vectors held[vectors];
+  Index head, vectors, tail, dim;  // tail: where the elements behind the vectors begin
 
-  __device__ __forceinline__ Tile(const Op& op, bool active, int64_t dim, int stride)
-      : op(op),
-        dim(static_cast<Index>(dim)),
-        stride(stride),
-        before(edges ? reinterpret_cast<uintptr_t>(op.begin()) % 16 / sizeof(typename Op::Element) : 0),
-        end(active ? (before + this->dim + N - 1) / N : 0),
-        in_phase(!edges || op.in_phase(before)) {}
-
-  __device__ __forceinline__ Span<Index> span(Index vector) const { return {vector * N - before, dim}; }
-
-  // All loads before the first branch: what stands between two loads keeps the second one waiting.
-  __device__ __forceinline__ void load(Index start) {
-    if (!edges || in_phase)
-      load_with(start, [&](auto& to, auto row, auto where) { to.template load<edges>(row, where); });
-    else
-      load_with(start, [&](auto& to, auto row, auto where) { to.load_elements(row, where); });
-    if constexpr (edges) mask(start);
+  __device__ __forceinline__ Cut(const typename Op::Element* row, Index dim) : head(0), dim(dim) {
+    if constexpr (edges) {
+      Index before = (16 - bytes_past_16(row)) % 16 / sizeof(typename Op::Element);
+      head = before < dim ? before : dim;
+    }
+    vectors = (dim - head) / N;
+    tail = head + vectors * N;
   }
 
   template <class F>
-  __device__ __forceinline__ void load_with(Index start, F load_one) {
+  __device__ __forceinline__ void each_edge(Index thread, Index threads, F f) const {
+    Index between = tail - head;  // one loop for both edges: their loads wait for memory once
+    for (Index i = thread; i < dim - between; i += threads) f(i < head ? i : i + between);
+  }
+};
+
+// Operands that the sum does not need are loaded after it where a thread holds many vectors: their registers are worth
+// another block on the multiprocessor. This many at a time.
+constexpr int kLateFrom = 8, kLateVectors = 4;
+
+// The vectors of a row that one thread holds at a time. unaligned: operands may lie at any address.
+template <class Op, int vectors, bool unaligned>
+struct Tile {
+  static constexpr int N = Op::kElements;
+  static constexpr bool kLate = vectors >= kLateFrom;
+  typename Op::template Pieces<N> held[vectors];
+
+  // All loads before the first use: what stands between two loads keeps the second one waiting.
+  template <class Cut, class Index>
+  __device__ __forceinline__ void load(const Op& op, const Cut& cut, Index start, Index stride) {
 #pragma unroll
     for (int i = 0; i < vectors; i++) {
       Index vector = start + i * stride;
-      if (vector < end)
-        op.each(held[i], [&](auto& to, auto row) { load_one(to, row, span(vector)); });
-      else
+      if (vector < cut.vectors) {
+        op.each(held[i], load_at(cut.head + vector * N));
+        if constexpr (!kLate) op.each_late(held[i], load_at(cut.head + vector * N));
+      } else {
         op.each(held[i], [](auto& to, auto) { to.clear(); });
-    }
-  }
-
-  __device__ __forceinline__ void mask(Index start) {
-#pragma unroll
-    for (int i = 0; i < vectors; i++) {
-      auto where = span(start + i * stride);
-      if (!where.has_all(N)) op.each(held[i], [&](auto& vector, auto) { vector.mask(where); });
+      }
     }
   }
 
   template <class T>
-  __device__ __forceinline__ T sum(T total) const {
+  __device__ __forceinline__ T sum(const Op& op, T total) const {
 #pragma unroll
     for (int i = 0; i < vectors; i++) total += op.term(held[i]);
     return total;
   }
 
-  __device__ __forceinline__ void stay_packed() {
+  __device__ __forceinline__ void stay_packed(const Op& op) {
 #pragma unroll
     for (int i = 0; i < vectors; i++) op.each(held[i], [](auto& vector, auto) { vector.stay_packed(); });
   }
 
-  __device__ __forceinline__ void store(Index start) const {
+  template <class Cut, class Index>
+  __device__ __forceinline__ void store(const Op& op, const Cut& cut, Index start, Index stride) {
+    constexpr int kStep = kLate ? kLateVectors : vectors;
 #pragma unroll
-    for (int i = 0; i < vectors; i++) {
-      Index vector = start + i * stride;
-      if (vector >= end) continue;
-      auto where = span(vector);
-      if (!edges || (in_phase && where.has_all(N)))
-        op.store(held[i], [&](const auto& from, auto row) { from.store(row, where); });
-      else
-        op.store(held[i], [&](const auto& from, auto row) { from.store_elements(row, where); });
+    for (int first = 0; first < vectors; first += kStep) {
+#pragma unroll
+      for (int i = first; kLate && i < first + kStep; i++) {
+        Index vector = start + i * stride;
+        if (vector < cut.vectors) op.each_late(held[i], load_at(cut.head + vector * N));
+      }
+#pragma unroll
+      for (int i = first; i < first + kStep; i++) {
+        Index vector = start + i * stride;
+        if (vector < cut.vectors) op.store(held[i], store_at(cut.head + vector * N));
+      }
     }
+  }
+
+ private:
+  template <class Index>
+  static __device__ __forceinline__ auto load_at(Index element) {
+    return [element](auto& to, auto row) {
+      if constexpr (unaligned)
+        to.load_any(row + element);
+      else
+        to.load(row + element);
+    };
+  }
+
+  template <class Index>
+  static __device__ __forceinline__ auto store_at(Index element) {
+    return [element](const auto& from, auto row) {
+      if constexpr (unaligned)
+        from.store_any(row + element);
+      else
+        from.store(row + element);
+    };
   }
 };
 
+// One element of a row, where it begins or ends inside a vector.
+template <class Op>
+struct Element {
+  typename Op::template Pieces<1> held;
+
+  template <class Index>
+  __device__ __forceinline__ Element(const Op& op, Index i) {
+    auto load = [&](auto& to, auto row) { to.load_any(row + i); };
+    op.each(held, load);
+    op.each_late(held, load);
+  }
+};
+
+// What this block will read of a row starts on its way to the L2: the memory stays busy while the blocks of a cluster
+// wait for each other and for the places of all of them. A hint: nothing depends on it.
+template <class Group>
+struct Prefetch {
+  const Group& group;
+  int64_t dim;
+
+  template <class Operand, class Row>
+  __device__ __forceinline__ void operator()(Operand&, Row* row) const {
+#if __CUDA_ARCH__ >= 900
+    int64_t bytes = dim * sizeof(Row) / group.blocks / 16 * 16;
+    const char* from = reinterpret_cast<const char*>(row) + group.rank * bytes;
+    from -= bytes_past_16(from);
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(static_cast<int>(bytes)) : "memory");
+#endif
+  }
+};
+
+// What is loaded late of this row, and all of a row ahead.
+template <class Op, class Group>
+__device__ __forceinline__ void prefetch(const Op& op, const typename Op::Args& args, const Group& group, int64_t row,
+                                         int ahead) {
+  if (threadIdx.x != 0) return;
+  typename Op::template Pieces<1> none;
+  Prefetch<Group> start{group, args.space.dim};
+  op.each_late(none, start);
+  if (ahead == 0 || row + ahead >= args.space.rows) return;
+  Op next(args, row + ahead);
+  next.each(none, start);
+  next.each_late(none, start);
+}
+
+// edges: rows may begin or end inside 16 aligned bytes, all operands at the same element. twice: the row is read again
+// for the result, since it does not fit the group's registers, or since operands lie differently in 16 bytes: its
+// vectors are cut by the first operand for the sum and by the result for the stores. Both ways sum in the same order.
+// ahead: of the row that many further on a prefetch is started; 0 for none.
 template <class Op, int vectors, bool edges, bool clustered, bool twice>
-__global__ void __launch_bounds__(max_threads(Op::kChunks, vectors))
-    row_kernel(const __grid_constant__ typename Op::Args args) {
+__global__ void __launch_bounds__(max_threads(vectors, twice))
+    row_kernel(const __grid_constant__ typename Op::Args args, int ahead) {
   using Index = std::conditional_t<twice, int64_t, int>;  // a row that fits registers has no 2^31 elements
+  using Part = Cut<Op, edges, Index>;
   const RowGroup<clustered> group;
   const int64_t row = group.row();
   const bool active = row < args.space.rows;  // the others still take part in the sum
+  const Index dim = active ? args.space.dim : 0, thread = group.thread(), threads = group.size();
   Op op(args, active ? row : 0);
-  Tile<Op, vectors, edges, Index> tile(op, active, args.space.dim, group.size());
+  Part cut(op.begin(), dim);
+  Tile<Op, vectors, twice> tile;
 
   typename Op::Accumulator total = 0;
+  auto add_edges = [&] {
+    if constexpr (edges)
+      cut.each_edge(thread, threads, [&](Index i) { total += op.term(Element<Op>(op, i).held); });
+  };
   if constexpr (twice) {
-    for (Index start = group.thread(); start < tile.end; start += vectors * tile.stride) {
-      tile.load(start);
-      total = tile.sum(total);
+    add_edges();
+    for (Index start = thread; start < cut.vectors; start += vectors * threads) {
+      tile.load(op, cut, start, threads);
+      total = tile.sum(op, total);
     }
   } else {
-    tile.load(group.thread());
-    total = tile.sum(total);
-    tile.stay_packed();
+    tile.load(op, cut, thread, threads);
+    if constexpr (clustered || tile.kLate) prefetch(op, args, group, row, ahead);
+    add_edges();
+    total = tile.sum(op, total);
+    tile.stay_packed(op);
   }
   op.finish(group.sum(total), args);
-  if (active && group.thread() == 0) op.store_row();
+  if (active && thread == 0) op.store_row();
   if constexpr (twice) {
-    for (Index start = group.thread(); start < tile.end; start += vectors * tile.stride) {
-      tile.load(start);
-      tile.store(start);
+    cut = Part(op.result(), dim);
+    for (Index start = thread; start < cut.vectors; start += vectors * threads) {
+      tile.load(op, cut, start, threads);
+      tile.store(op, cut, start, threads);
     }
   } else {
-    tile.store(group.thread());
+    tile.store(op, cut, thread, threads);
   }
+  if constexpr (edges)
+    cut.each_edge(thread, threads, [&](Index i) {
+      op.store(Element<Op>(op, i).held, [&](const auto& from, auto row) { from.store_any(row + i); });
+    });
 }
 
 }  // namespace srmsnorm

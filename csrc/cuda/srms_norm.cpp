@@ -7,16 +7,20 @@
 #include "../backend.h"
 #include "../layout.h"
 #include "kernels.h"
+#include "launch.h"
 
 namespace srmsnorm {
 namespace {
 
+// Compute capability 9 and 10 have clusters of 16, later ones of 8, earlier ones none.
+constexpr int max_cluster(int major) { return major < 9 ? 1 : major <= 10 ? kMaxCluster : kPortableCluster; }
+
 template <class Tensors, class Launcher>
 void launch_on(const Tensor& tensor, const Tensors& tensors, Launcher launcher) {
   c10::cuda::CUDAGuard guard(tensor.device());
-  bool clusters = at::cuda::getCurrentDeviceProperties()->major >= 9;  // torch keeps the properties: no query
+  int major = at::cuda::getCurrentDeviceProperties()->major;  // torch keeps the properties: no query
   auto stream = c10::cuda::getCurrentCUDAStream().stream();
-  over_rows(tensors, [&](const auto& args) { C10_CUDA_CHECK(launcher(args, clusters, stream)); });
+  over_rows(tensors, [&](const auto& args) { C10_CUDA_CHECK(launcher(args, max_cluster(major), stream)); });
 }
 
 struct Cuda {

@@ -1,5 +1,4 @@
-// Pieces of a row: 16-byte loads and stores, and element by element where a piece crosses the row's edge or is
-// misaligned.
+// Pieces of a row: N elements in 16-byte loads and stores, at any element's address; or one element.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -33,6 +32,10 @@ __device__ __forceinline__ void narrow(const float (&from)[N], bfloat16 (&to)[N]
   for (int i = 0; i < N; i += 2)
     reinterpret_cast<__nv_bfloat162*>(to)[i / 2] = __floats2bfloat162_rn(from[i], from[i + 1]);
 }
+__device__ __forceinline__ void narrow(const float (&from)[1], half (&to)[1]) { to[0] = __float2half_rn(from[0]); }
+__device__ __forceinline__ void narrow(const float (&from)[1], bfloat16 (&to)[1]) {
+  to[0] = __float2bfloat16_rn(from[0]);
+}
 template <class T, int N>
 __device__ __forceinline__ void narrow(const T (&from)[N], T (&to)[N]) {
 #pragma unroll
@@ -53,21 +56,25 @@ __device__ __forceinline__ T dot(const T (&a)[N], const T (&b)[N]) {
   }
   return terms[0];
 }
+__device__ __forceinline__ float dot(const float (&a)[1], const float (&b)[1]) { return __fmul_rn(a[0], b[0]); }
+__device__ __forceinline__ double dot(const double (&a)[1], const double (&b)[1]) { return __dmul_rn(a[0], b[0]); }
 
 __device__ __forceinline__ uint4 load16(const uint4* from) { return *from; }
 __device__ __forceinline__ void store16(uint4* to, uint4 value) { *to = value; }
 
-// Where a vector of N elements lies in its row: at [first, first + N), of which those in [0, dim) are the row's.
-template <class Index>
-struct Span {
-  Index first, dim;
+__device__ __forceinline__ int bytes_past_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16; }
+__device__ __forceinline__ bool is_aligned(const void* pointer) { return bytes_past_16(pointer) == 0; }
 
-  __device__ __forceinline__ bool has(int i) const { return first + i >= 0 && first + i < dim; }
-  __device__ __forceinline__ bool has_all(int N) const { return first >= 0 && first + N <= dim; }
-};
-
-__device__ __forceinline__ bool is_aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+// 16 bytes out of 32, from a byte of the first half on.
+__device__ __forceinline__ uint4 bytes_from(uint4 low, uint4 high, int first) {
+  uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int i = 0; i < 6; i++) words[i] = first & 8 ? words[i + 2] : words[i];
+#pragma unroll
+  for (int i = 0; i < 5; i++) words[i] = first & 4 ? words[i + 1] : words[i];
+  int bits = first % 4 * 8;
+  return {__funnelshift_r(words[0], words[1], bits), __funnelshift_r(words[1], words[2], bits),
+          __funnelshift_r(words[2], words[3], bits), __funnelshift_r(words[3], words[4], bits)};
 }
 
 // N elements, as they lie in memory.
@@ -89,51 +96,37 @@ struct alignas(16) Vector {
       asm volatile("" : "+r"(chunks[i].x), "+r"(chunks[i].y), "+r"(chunks[i].z), "+r"(chunks[i].w));
   }
 
-  // In 16 aligned bytes at a time. At an edge of the row they hold a neighbour's elements too, whatever those are: 16
-  // aligned bytes with an element of the tensor in them are always readable. Bytes with none are not touched.
-  template <bool edges, class Index>
-  __device__ __forceinline__ void load(const T* row, Span<Index> span) {
-    const auto* from = reinterpret_cast<const uint4*>(row + span.first);
+  __device__ __forceinline__ void load(const T* from) {
+#pragma unroll
+    for (int i = 0; i < kChunks; i++) chunks[i] = load16(reinterpret_cast<const uint4*>(from) + i);
+  }
+
+  // At any element's address: the aligned 16 bytes on both sides of it. Each holds an element of the vector, so that
+  // both are readable, whatever else is in them.
+  __device__ __forceinline__ void load_any(const T* from) {
+    int past = bytes_past_16(from);
+    if (past == 0) return load(from);
+    const auto* aligned = reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(from) - past);
+    uint4 low = load16(aligned);
 #pragma unroll
     for (int i = 0; i < kChunks; i++) {
-      constexpr int n = N / kChunks;
-      bool inside = !edges || kChunks == 1 || (span.first + (i + 1) * n > 0 && span.first + i * n < span.dim);
-      chunks[i] = inside ? load16(from + i) : uint4{0, 0, 0, 0};
+      uint4 high = load16(aligned + i + 1);
+      chunks[i] = bytes_from(low, high, past);
+      low = high;
     }
   }
 
-  // Zero for the neighbours' elements.
-  template <class Index>
-  __device__ __forceinline__ void mask(Span<Index> span) {
+  __device__ __forceinline__ void store(T* to) const {
+#pragma unroll
+    for (int i = 0; i < kChunks; i++) store16(reinterpret_cast<uint4*>(to) + i, chunks[i]);
+  }
+
+  __device__ __forceinline__ void store_any(T* to) const {
+    if (is_aligned(to)) return store(to);
     T elements[N];
     memcpy(elements, chunks, sizeof(elements));
 #pragma unroll
-    for (int i = 0; i < N; i++) elements[i] = span.has(i) ? elements[i] : T();
-    memcpy(chunks, elements, sizeof(elements));
-  }
-
-  template <class Index>
-  __device__ __forceinline__ void load_elements(const T* row, Span<Index> span) {
-    T elements[N];
-#pragma unroll
-    for (int i = 0; i < N; i++) elements[i] = span.has(i) ? row[span.first + i] : T();
-    memcpy(chunks, elements, sizeof(elements));
-  }
-
-  template <class Index>
-  __device__ __forceinline__ void store(T* row, Span<Index> span) const {
-    auto* to = reinterpret_cast<uint4*>(row + span.first);
-#pragma unroll
-    for (int i = 0; i < kChunks; i++) store16(to + i, chunks[i]);
-  }
-
-  template <class Index>
-  __device__ __forceinline__ void store_elements(T* row, Span<Index> span) const {
-    T elements[N];
-    memcpy(elements, chunks, sizeof(elements));
-#pragma unroll
-    for (int i = 0; i < N; i++)
-      if (span.has(i)) row[span.first + i] = elements[i];
+    for (int i = 0; i < N; i++) to[i] = elements[i];
   }
 
   __device__ __forceinline__ void widened(accumulate_t<T> (&to)[N]) const {
@@ -150,8 +143,21 @@ struct alignas(16) Vector {
   }
 };
 
+// One element.
+template <class T>
+struct Vector<T, 1> {
+  T element[1];
+
+  __device__ __forceinline__ void load_any(const T* from) { element[0] = *from; }
+  __device__ __forceinline__ void store_any(T* to) const { *to = element[0]; }
+  __device__ __forceinline__ void widened(accumulate_t<T> (&to)[1]) const { to[0] = widen(element[0]); }
+  __device__ __forceinline__ void set(const accumulate_t<T> (&from)[1]) { narrow(from, element); }
+};
+
 // An operand that there is not.
 template <int N>
 struct Vector<void, N> {};
+template <>
+struct Vector<void, 1> {};
 
 }  // namespace srmsnorm

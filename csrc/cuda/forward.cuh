@@ -1,0 +1,111 @@
+// y = h r, r = (mean(h^2) + eps)^-1/2, h = input (+ residual); h is summed once in the accumulation type.
+#pragma once
+#include "../row_args.h"
+#include "row_kernel.cuh"
+
+namespace srmsnorm {
+
+
+__device__ __forceinline__ double reciprocal_root(double x) { return 1 / sqrt(x); }
+
+// One step of Newton's method with an exact x r brings the hardware's 2 ulp to within a hair of correct rounding; 1 /
+// sqrt(x) rounds twice, which is 1 ulp of y more. 0 and infinity have no step to take.
+__device__ __forceinline__ float reciprocal_root(float x) {
+  float r = rsqrtf(x), xr = __fmul_rn(x, r);
+  float error = fmaf(-fmaf(x, r, -xr), r, fmaf(-xr, r, 1.f));
+  return isfinite(error) ? fmaf(.5f * r, error, r) : r;
+}
+
+// R: the residual's type; void where there is none.
+template <class T, class R>
+struct Forward {
+  using Args = ForwardArgs;
+  using Element = T;
+  using Accumulator = accumulate_t<T>;
+  static constexpr bool kResidual = !std::is_void_v<R>;
+  using Residual = std::conditional_t<kResidual, R, T>;
+  static constexpr int kElements = 16 / sizeof(T);
+  static constexpr int kChunks = forward_chunks(sizeof(T), kResidual ? sizeof(Residual) : 0);
+
+  template <int N>
+  struct Pieces {
+    Vector<T, N> input;
+    Vector<R, N> residual;
+  };
+
+  const T* input;
+  const Residual* residual;
+  T* output;
+  Residual* sum;
+  Accumulator* rstd;
+  Accumulator r;
+
+  __device__ __forceinline__ Forward(const Args& args, int64_t row) {
+    RowIndex index(args.space, row);
+    int levels = args.space.levels;
+    input = index.in<const T>(args.input, levels);
+    output = index.in<T>(args.output, levels);
+    rstd = args.rstd.data ? index.in<Accumulator>(args.rstd, levels) : nullptr;
+    if constexpr (kResidual) {
+      residual = index.in<const Residual>(args.residual, levels);
+      sum = args.sum.data ? index.in<Residual>(args.sum, levels) : nullptr;
+    }
+  }
+
+  __device__ __forceinline__ const T* begin() const { return input; }
+  __device__ __forceinline__ const T* result() const { return output; }
+
+  template <int N, class F>
+  __device__ __forceinline__ void each(Pieces<N>& held, F f) const {
+    f(held.input, input);
+    if constexpr (kResidual) f(held.residual, residual);
+  }
+
+  template <int N, class F>
+  __device__ __forceinline__ void each_late(Pieces<N>&, F) const {}
+
+  template <int N>
+  __device__ __forceinline__ void add(const Pieces<N>& held, Accumulator (&h)[N]) const {
+    held.input.widened(h);
+    if constexpr (kResidual) {
+      Accumulator other[N];
+      held.residual.widened(other);
+#pragma unroll
+      for (int i = 0; i < N; i++) h[i] += other[i];
+    }
+  }
+
+  template <int N>
+  __device__ __forceinline__ Accumulator term(const Pieces<N>& held) const {
+    Accumulator h[N];
+    add(held, h);
+    return dot(h, h);
+  }
+
+  __device__ __forceinline__ void finish(Accumulator total, const Args& args) {
+    Accumulator mean = total / static_cast<Accumulator>(args.space.dim);
+    r = reciprocal_root(mean + static_cast<Accumulator>(args.eps));
+  }
+
+  __device__ __forceinline__ void store_row() const {
+    if (rstd) *rstd = r;
+  }
+
+  template <int N, class F>
+  __device__ __forceinline__ void store(const Pieces<N>& held, F f) const {
+    Accumulator h[N];
+    add(held, h);
+    if constexpr (kResidual) {
+      Vector<Residual, N> out;
+      out.set(h);
+      if (sum) f(out, sum);
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) h[i] *= r;
+    Vector<T, N> out;
+    out.set(h);
+    f(out, output);
+  }
+};
+
+}  // namespace srmsnorm
