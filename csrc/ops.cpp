@@ -64,6 +64,11 @@ Tensor with_unit_stride(const MaybeTensor& tensor) {
   return tensor && tensor->defined() ? with_unit_stride(*tensor) : Tensor();
 }
 
+// Not so meta tensors, nor those of some devices.
+bool has_addresses(const Tensor& tensor) {
+  return !tensor.is_meta() && tensor.has_storage() && tensor.storage().data() != nullptr;
+}
+
 // empty_like, but for overlapping inputs whose order of dimensions it cannot tell.
 Tensor empty_rows_like(const Tensor& tensor, at::ScalarType dtype) {
   auto options = tensor.options().dtype(dtype);
@@ -110,7 +115,7 @@ ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, May
   TORCH_CHECK(has_unit_stride(input) && has_unit_stride(residual),
               "srmsnorm: add_srms_norm_ needs a last dimension of stride 1, got strides ", input.sym_strides(), " and ",
               residual.sym_strides());
-  if (!input.is_meta()) check_no_overlap(input, residual);  // meta tensors have no memory
+  if (has_addresses(input) && has_addresses(residual)) check_no_overlap(input, residual);
   return {input, residual, input, residual, Tensor(), value};
 }
 

@@ -1,0 +1,46 @@
+// Devices without a kernel of ours (MPS, XPU, a backend of one's own): the definition, in PyTorch's operators.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/mean.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/square.h>
+#include <ATen/ops/sub.h>
+
+#include "backend.h"
+
+namespace srmsnorm {
+namespace {
+
+struct Formula {
+  static Tensor mean(const Tensor& tensor) { return tensor.mean(-1, /*keepdim=*/true); }
+
+  static void copy(const Tensor& to, const Tensor& value) {
+    if (to.defined()) to.copy_(value);
+  }
+
+  static void forward(const ForwardTensors& t) {
+    auto dtype = accumulation_dtype(t.input.scalar_type());
+    auto h = t.input.to(dtype);
+    if (t.residual.defined()) h = h + t.residual.to(dtype);
+    auto r = at::rsqrt(mean(h.square()) + t.eps);
+    copy(t.rstd, r.squeeze(-1));
+    copy(t.sum, h);
+    copy(t.output, h * r);  // last: in place this is input
+  }
+
+  static void backward(const BackwardTensors& t) {
+    auto dtype = t.rstd.scalar_type();
+    auto g = t.grad_output.to(dtype), y = t.output.to(dtype);
+    auto dh = t.rstd.unsqueeze(-1) * (g - y * mean(y * g));
+    if (t.grad_sum.defined()) dh = dh + t.grad_sum.to(dtype);
+    copy(t.grad_input, dh);
+    copy(t.grad_residual, dh);
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(srmsnorm, CompositeExplicitAutograd, m) { Kernels<Formula>::add_to(m); }
+
+}  // namespace srmsnorm
