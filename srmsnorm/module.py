@@ -10,6 +10,13 @@ from .functional import add_srms_norm, srms_norm
 __all__ = ["SRMSNorm"]
 
 
+@torch.fx.wrap  # one call in a symbolic trace, which cannot follow the condition
+def _with_last_dim(input: Tensor, dim: int) -> Tensor:
+    if input.ndim == 0 or input.shape[-1] != dim:
+        raise RuntimeError(f"SRMSNorm({dim}): the last dimension must be {dim}, got {tuple(input.shape)}")
+    return input
+
+
 class SRMSNorm(nn.Module):
     """:func:`srmsnorm.srms_norm` over a last dimension of size ``dim``. No parameters, no state.
 
@@ -52,8 +59,7 @@ class SRMSNorm(nn.Module):
             RuntimeError: the last dimension is not ``dim``, or as :func:`srmsnorm.srms_norm`.
             TypeError: ``return_sum=True`` without a residual.
         """
-        if input.ndim == 0 or input.shape[-1] != self.dim:
-            raise RuntimeError(f"SRMSNorm({self.dim}): the last dimension must be {self.dim}, got {tuple(input.shape)}")
+        input = _with_last_dim(input, self.dim)
         if not return_sum:
             return srms_norm(input, residual, eps=self.eps)
         if residual is None:
