@@ -137,3 +137,44 @@ def grad_output(kind, shape, device="cpu", *, layout=contiguous):
 
 def grad_sum(kind, shape, device="cpu", *, layout=contiguous):
     return tensor(shape, kind.residual or kind.dtype, device, layout=layout, name="grad_sum")
+
+
+def calls(kind, shape, device="cpu", *, layout=contiguous):
+    """Every operator, public and internal, with every combination of optional operands that the kind allows:
+    (name, tensors and other positional arguments, keyword arguments)."""
+    ops = torch.ops.srmsnorm
+    x, stream = forward(kind, shape, device, layout=layout)
+    y, rstd = ops._srms_norm(x, stream, 1e-3)
+    g, gh = grad_output(kind, shape, device, layout=layout), grad_sum(kind, shape, device, layout=layout)
+    found = [
+        ("srms_norm", (x,), {"eps": 1e-3}),
+        ("_srms_norm", (x, None, 1e-3), {}),
+        ("_srms_norm_backward", (g, y, rstd), {}),
+        ("_srms_norm_backward", (g, y, rstd, gh), {}),
+    ]
+    if kind.residual is not None:
+        found += [
+            ("srms_norm", (x, stream), {"eps": None}),
+            ("_srms_norm", (x, stream, None), {}),
+            ("add_srms_norm", (x, stream), {"eps": 1e-3}),
+            ("_add_srms_norm", (x, stream, 1e-3), {}),
+        ]
+        if layout is not expanded and layout not in COPIED:
+            found.append(("add_srms_norm_", (x.clone(), stream.clone()), {"eps": 1e-3}))
+    if kind in MIXED:
+        found += [
+            ("_srms_norm_backward", (g, y, rstd, gh), {"dtype": FLOAT}),
+            ("_srms_norm_backward_pair", (g, y, rstd), {}),
+            ("_srms_norm_backward_pair", (g, y, rstd, gh), {}),
+        ]
+    return found
+
+
+def requiring_grad(args):
+    """The same arguments with every choice of tensors that require grad: none, each alone, all."""
+    tensors = [i for i, arg in enumerate(args) if isinstance(arg, Tensor)]
+    for chosen in dict.fromkeys([(), *((i,) for i in tensors), tuple(tensors)]):
+        yield tuple(
+            arg.detach().clone().requires_grad_(i in chosen) if isinstance(arg, Tensor) else arg
+            for i, arg in enumerate(args)
+        )

@@ -11,7 +11,6 @@ import sys
 import fresh
 import pytest
 import torch
-import torch.utils.cpp_extension
 
 import srmsnorm
 
@@ -53,8 +52,7 @@ def test_programs(device, programs, tmp_path):
     before, after = map(float, re.findall(r"\d+\.\d+", without_python(programs / "operators", LIBRARY, device)))
     assert 0 < after < before
 
-    if device == "cuda" and torch.utils.cpp_extension.CUDA_HOME is None:
-        pytest.skip("a package for the GPU needs a CUDA toolkit")
+    fresh.skip_without_packages(device, tmp_path)
     spec = importlib.util.spec_from_file_location("export_example", EXAMPLE / "export.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

@@ -85,3 +85,11 @@ def assert_gradient(grad: Tensor, truth: Tensor, grad_output, output_dtype, y, r
     slack = norm(backward_error(grad_output, y, rstd.to(accumulation_dtype(output_dtype)), grad_sum), dim=-1)
     subnormal = torch.finfo(grad.dtype).smallest_normal * torch.finfo(grad.dtype).eps * truth.shape[-1] ** 0.5
     assert_within(grad, truth, rounded + kept + slack + subnormal)
+
+
+def assert_compiled(got, want) -> None:
+    """A compiler may keep or skip roundings between our operators: a few units of the narrowest dtype."""
+    tolerance = 8 * max(torch.finfo(b.dtype).eps for b in want)
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype and a.stride() == b.stride()
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.detach().abs().max()))

@@ -1,0 +1,64 @@
+"""torch.library.opcheck of every operator, on the matrix of samples; and the schemas that others rely on."""
+
+import pytest
+import samples
+import torch
+from samples import BFLOAT, DOUBLE, FLOAT, HALF, Kind
+
+ops = torch.ops.srmsnorm
+NAMES = ["srms_norm", "add_srms_norm", "add_srms_norm_"]
+NAMES += ["_srms_norm", "_add_srms_norm", "_srms_norm_backward", "_srms_norm_backward_pair"]
+SHAPE = (3, 16)
+
+
+def check(name, kind, shape, device, *, layout=samples.contiguous, all_masks=False):
+    """How many samples there were. With all operands requiring grad, or with every choice of them that do."""
+    checked = 0
+    for op, args, kwargs in samples.calls(kind, shape, device, layout=layout):
+        if op != name:
+            continue
+        masks = list(samples.requiring_grad(args))
+        for given in masks[:1] if name == "add_srms_norm_" else masks if all_masks else masks[-1:]:
+            torch.library.opcheck(getattr(ops, name).default, given, kwargs)
+            checked += 1
+    return checked
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT)], ids=str)
+def test_gradients(device, kind, name):
+    assert check(name, kind, SHAPE, device, all_masks=True) or kind not in samples.MIXED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes(device, name):
+    for shape in ((8,), (2, 3, 5), (0, 8), (2, 0, 8)):
+        assert check(name, Kind(BFLOAT, FLOAT), shape, device)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("layout", [samples.padded, samples.transposed, samples.every_other], ids=lambda f: f.__name__)
+def test_layouts(device, layout, name):
+    assert check(name, Kind(HALF, FLOAT), (2, 3, 16), device, layout=layout) or name == "add_srms_norm_"
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
+def test_float64(device, name):
+    assert check(name, Kind(DOUBLE, DOUBLE), SHAPE, device)
+
+
+def test_schemas():
+    """Documented and relied upon: policies, exported programs and C++ name them."""
+    schemas = {
+        "srms_norm": "(Tensor input, Tensor? residual=None, *, float? eps=None) -> Tensor",
+        "add_srms_norm": "(Tensor input, Tensor residual, *, float? eps=None) -> (Tensor, Tensor)",
+        "add_srms_norm_": "(Tensor(a!) input, Tensor(b!) residual, *, float? eps=None) -> ()",
+        "_srms_norm": "(Tensor input, Tensor? residual, float? eps) -> (Tensor output, Tensor rstd)",
+        "_add_srms_norm": "(Tensor input, Tensor residual, float? eps) -> (Tensor output, Tensor sum, Tensor rstd)",
+        "_srms_norm_backward": "(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None, *, "
+        "ScalarType? dtype=None) -> Tensor",
+        "_srms_norm_backward_pair": "(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> "
+        "(Tensor grad_input, Tensor grad_residual)",
+    }
+    for name, schema in schemas.items():
+        assert str(getattr(ops, name).default._schema) == f"srmsnorm::{name}{schema}"
