@@ -3,6 +3,7 @@
 from . import reference
 from ._library import build_info, launch_plan
 from .functional import add_srms_norm, add_srms_norm_, srms_norm
+from .inlining import inline_under_compile
 from .module import SRMSNorm
 
 __version__ = "0.1.0"
@@ -12,6 +13,7 @@ __all__ = [
     "add_srms_norm",
     "add_srms_norm_",
     "build_info",
+    "inline_under_compile",
     "launch_plan",
     "reference",
     "srms_norm",

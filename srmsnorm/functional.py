@@ -1,10 +1,12 @@
 """The public functions. Eager calls take the pybind11 function, the shortest way down; anything that traces or
-overrides torch functions sees the operator of the same name."""
+overrides torch functions sees the operator of the same name, or, where the user wants it inlined, the formula behind a
+call of the operator that checks the arguments and whose result nobody uses: the compiler drops it."""
 
 import torch
 from torch import Tensor
 from torch.overrides import has_torch_function, has_torch_function_unary
 
+from . import inlining, reference
 from ._library import _C
 
 __all__ = ["add_srms_norm", "add_srms_norm_", "srms_norm"]
@@ -45,7 +47,8 @@ def srms_norm(input: Tensor, residual: Tensor | None = None, *, eps: float | Non
     if _is_compiling() or (
         has_torch_function_unary(input) if residual is None else has_torch_function((input, residual))
     ):
-        return _srms_norm(input, residual, eps=eps)
+        y = _srms_norm(input, residual, eps=eps)
+        return reference.srms_norm(input, residual, eps=eps) if inlining.enabled and _is_compiling() else y
     return _C.srms_norm(input, residual, eps)
 
 
@@ -64,7 +67,8 @@ def add_srms_norm(input: Tensor, residual: Tensor, *, eps: float | None = None) 
         RuntimeError: as :func:`srms_norm`.
     """
     if _is_compiling() or has_torch_function((input, residual)):
-        return _add_srms_norm(input, residual, eps=eps)
+        both = _add_srms_norm(input, residual, eps=eps)
+        return reference.add_srms_norm(input, residual, eps=eps) if inlining.enabled and _is_compiling() else both
     return _C.add_srms_norm(input, residual, eps)
 
 

@@ -8,16 +8,15 @@ import samples
 import torch
 import torch._dynamo.compiled_autograd as compiled_autograd
 import torch._dynamo.testing
-from functorch.compile import min_cut_rematerialization_partition
+from graphs import called, graphs, run
 from modes import DispatchLog
 from samples import BFLOAT, FLOAT, HALF, Kind
 from tolerances import assert_compiled
-from torch._ops import OpOverload
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import srmsnorm
 
-aten, ops = torch.ops.aten, torch.ops.srmsnorm
+ops = torch.ops.srmsnorm
 SHAPE = (3, 16)
 EPS = 1e-3
 
@@ -39,14 +38,6 @@ def block(x, stream, shortcut):
 def operands(kind, device, shape=SHAPE):
     x, stream = samples.forward(kind, shape, device)
     return [x, stream, samples.tensor(shape, kind.dtype, device, name="shortcut")]
-
-
-def run(function, tensors):
-    """Outputs and gradients."""
-    leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    outputs = function(*leaves)
-    loss = sum((i + 1) * o.float().pow(2).sum() for i, o in enumerate(outputs))
-    return [*outputs, *torch.autograd.grad(loss, leaves)]
 
 
 @pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT), Kind(HALF, HALF)], ids=str)
@@ -125,27 +116,6 @@ def test_graph_holds_the_operators(device):
 
     torch.compile(srmsnorm.srms_norm, fullgraph=True, backend=backend)(torch.ones(SHAPE, device=device))
     assert seen == ["srmsnorm.srms_norm.default"]
-
-
-def graphs(function, tensors):
-    """The forward and the backward graph that AOTAutograd makes."""
-    found = []
-
-    def keep(graph, inputs):
-        found.append(graph.graph)
-        return graph
-
-    backend = torch._dynamo.backends.common.aot_autograd(
-        fw_compiler=keep, bw_compiler=keep, partition_fn=min_cut_rematerialization_partition
-    )
-    run(torch.compile(function, fullgraph=True, backend=backend), tensors)
-    return found
-
-
-def called(graph):
-    """The operators in it, but for those that only hand a tensor on."""
-    targets = [node.target for node in graph.nodes if node.op == "call_function"]
-    return [t for t in targets if isinstance(t, OpOverload) and t not in (aten.detach.default, aten.alias.default)]
 
 
 def test_graphs_forward_and_backward(device):
