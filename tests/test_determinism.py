@@ -222,6 +222,38 @@ assert torch.equal(y, srmsnorm.srms_norm(x, x))
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled(device, backend, plain_memory):
+    """Compiled calls, forward and backward, give the bits of eager ones, and of fewer rows."""
+
+    def function(input, residual, g, gh):
+        leaves = [input.detach().requires_grad_(), residual.detach().requires_grad_()]
+        y, sum = compiled(*leaves)
+        return dict(enumerate((y, sum, *torch.autograd.grad((y, sum), leaves, (g, gh)))))
+
+    torch._dynamo.reset()
+    whole = operands(Kind(BFLOAT, FLOAT), (70, 1000), device)
+    compiled = srmsnorm.add_srms_norm
+    want = function(*whole)
+    compiled = torch.compile(srmsnorm.add_srms_norm, fullgraph=True, backend=backend)
+    assert_bits(function(*whole), want)
+    for part in aligned_slices(70, 1000):
+        assert_bits(function(*sliced(whole, part)), {key: value[part] for key, value in want.items()})
+
+
+@pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT)], ids=str)
+def test_deterministic_mode(device, kind):
+    """Nothing to refuse: the same bits with torch.use_deterministic_algorithms as without."""
+    whole = operands(kind, (16, 100), device)
+    torch.use_deterministic_algorithms(False)
+    want = everything(*whole)
+    torch.use_deterministic_algorithms(True)
+    assert_bits(everything(*whole), want)
+    leaf = whole[0].clone().requires_grad_()
+    srmsnorm.srms_norm(leaf, whole[1]).backward(whole[2])
+    assert torch.equal(leaf.grad, torch.autograd.grad(srmsnorm.srms_norm(leaf, whole[1]), leaf, whole[2])[0])
+
+
 def test_plan_does_not_depend_on_rows():
     """By its signature: a plan that knew the rows could change bits with them."""
     with pytest.raises(TypeError):

@@ -1,5 +1,7 @@
 """torch.func: every transform and nesting gives what plain PyTorch gives, in one call of the operator."""
 
+from functools import partial
+
 import pytest
 import samples
 import torch
@@ -142,23 +144,12 @@ def test_vmap_of_the_backward_operator(device, batched):
 @pytest.mark.parametrize("kind", [Kind(BFLOAT, FLOAT), Kind(FLOAT, FLOAT)], ids=str)
 def test_vmap_of_every_operator(device, kind):
     """Batched as a loop would, bit for bit: rows are rows."""
-    input, residual = samples.forward(kind, (2, 3, 16), device)
-    y, rstd = ops._srms_norm(input, residual, EPS)
-    g, gh = samples.grad_output(kind, y.shape, device), samples.grad_sum(kind, y.shape, device)
-    calls = [
-        (lambda x, s: ops.srms_norm(x, s, eps=EPS), (input, residual)),
-        (lambda x, s: ops.add_srms_norm(x, s, eps=EPS), (input, residual)),
-        (lambda x: ops._srms_norm(x, None, EPS), (input,)),
-        (lambda x, s: ops._srms_norm(x, s, EPS), (input, residual)),
-        (lambda x, s: ops._add_srms_norm(x, s, EPS), (input, residual)),
-        (ops._srms_norm_backward, (g, y, rstd)),
-        (lambda *t: ops._srms_norm_backward(*t, dtype=kind.residual), (g, y, rstd, gh)),
-    ]
-    if kind in samples.MIXED:
-        calls.append((ops._srms_norm_backward_pair, (g, y, rstd, gh)))
-    for call, tensors in calls:
-        for got, want in zip(tree_leaves(vmap(call)(*tensors)), tree_leaves(call(*tensors)), strict=True):
-            assert torch.equal(got, want)
+    for name, args, kwargs in samples.calls(kind, (2, 3, 16), device):
+        if name != "add_srms_norm_":
+            in_dims = tuple(0 if isinstance(arg, torch.Tensor) else None for arg in args)
+            got = vmap(partial(getattr(ops, name), **kwargs), in_dims=in_dims)(*args)
+            for a, b in zip(tree_leaves(got), tree_leaves(getattr(ops, name)(*args, **kwargs)), strict=True):
+                assert torch.equal(a, b)
 
 
 def test_the_slow_path_is_an_error():
@@ -172,16 +163,46 @@ def test_the_slow_path_is_an_error():
         vmap(without_a_rule)(torch.ones(2, 3))
 
 
-def test_one_call_for_a_batch(device, plain_memory):
-    x = samples.values((4, 3, 16), FLOAT, device)
+FORWARD, WITH_SUM, BACKWARD = "srmsnorm::_srms_norm", "srmsnorm::_add_srms_norm", "srmsnorm::_srms_norm_backward"
+COUNTED = {
+    "every batch dim": (lambda x, r: [vmap(norm, in_dims=i)(x) for i in (0, 1, 2)], ["srmsnorm::srms_norm"] * 3),
+    "nested": (lambda x, r: vmap(vmap(norm))(x, r), ["srmsnorm::srms_norm"]),
+    "one batched": (
+        lambda x, r: (vmap(add_norm, in_dims=(0, None))(x, r[0]), vmap(add_norm, in_dims=(None, 1))(x[:, 0], r)),
+        ["srmsnorm::add_srms_norm"] * 2,
+    ),
+    "nested, crossed": (
+        lambda x, r: vmap(vmap(add_norm, in_dims=(0, None)), in_dims=(None, 0))(x[:, 0], r[:, 0]),
+        ["srmsnorm::add_srms_norm"],
+    ),
+    "gradients": (lambda x, r: vmap(grad(loss(add_norm), (0, 1)))(x, r), [WITH_SUM, BACKWARD]),
+    "gradients, one batched": (
+        lambda x, r: vmap(grad(loss(norm), (0, 1)), in_dims=(1, None))(x, r[:, 0]),
+        [FORWARD, BACKWARD],
+    ),
+    "gradients, nested": (lambda x, r: vmap(vmap(grad(loss(norm))))(x, r), [FORWARD, BACKWARD]),
+    "vjp of many": (lambda x, r: vmap(vjp(norm, x[0])[1])(r), [FORWARD, BACKWARD]),
+    "tangents": (lambda x, r: vmap(lambda v: jvp(norm, (x[0],), (v,))[1])(r), [FORWARD, BACKWARD]),
+    "jacobian": (lambda x, r: jacrev(norm)(x[0, 0]), [FORWARD, BACKWARD]),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_one_call_for_a_batch(device, name, plain_memory):
+    """The kernel runs once, whatever is batched: counted where nothing of ours is called any more."""
+    function, expected = COUNTED[name]
+    x, r = (samples.values((4, 3, 16), FLOAT, device, name=name) for name in "xr")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        vmap(vmap(norm))(x)
-    leaf = [event for event in profile.events() if event.name == "srmsnorm::srms_norm" and not _has_child(event)]
-    assert len(leaf) == 1
+        function(x, r)
+    assert [event.name for event in profile.events() if _is_ours(event) and not _leads_to_ours(event)] == expected
 
 
-def _has_child(event):
-    return any(child.name == event.name for child in event.cpu_children)
+def _is_ours(event):
+    return event.name.startswith("srmsnorm::")
+
+
+def _leads_to_ours(event):
+    return any(_is_ours(child) or _leads_to_ours(child) for child in event.cpu_children)
 
 
 def test_vmap_in_place(device):
