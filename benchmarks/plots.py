@@ -13,6 +13,7 @@ matplotlib.rcParams.update({"svg.hashsalt": "srmsnorm", "font.size": 9, "axes.gr
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.ticker import NullLocator  # noqa: E402
 
+OURS = ("operator", "inlined")
 COLORS = {"ours": "tab:blue", "tr": "tab:red", "to": "tab:orange", "toc": "tab:green", "rms": "tab:purple"}
 
 
@@ -21,7 +22,7 @@ def plot(frame: pd.DataFrame, stem: pathlib.Path) -> list[pathlib.Path]:
     good = frame[frame["status"] == "ok"]
     if good.empty:
         return []
-    figures = {"tables": _tables, "kernels": _kernels, "host": _host}[frame["suite"].iloc[0]](good)
+    figures = {"tables": _tables, "kernels": _kernels, "host": _host, "fusion": _fusion}[frame["suite"].iloc[0]](good)
     written = []
     for suffix, figure in figures.items():
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
@@ -90,16 +91,20 @@ def _kernels(frame: pd.DataFrame) -> dict[str, Any]:
     return {"": figure}
 
 
-def _host(frame: pd.DataFrame) -> dict[str, Any]:
+def _fusion(frame: pd.DataFrame) -> dict[str, Any]:
+    return _host(frame, "time of a call (us)")
+
+
+def _host(frame: pd.DataFrame, what: str = "host time (us)") -> dict[str, Any]:
     """Median microseconds of a call, p20 to p80 as a line."""
     ops = list(dict.fromkeys(frame["op"]))
     figure, axes = plt.subplots(1, len(ops), figsize=(6 * len(ops), 4), layout="constrained", squeeze=False)
     for axis, op in zip(axes[0], ops, strict=True):
         rows = frame[frame["op"] == op].drop_duplicates("provider").iloc[::-1]
         spread = [rows["value"] - rows["p20"], rows["p80"] - rows["value"]]
-        color = ["tab:blue" if "srms" in name.lower() else "tab:gray" for name in rows["provider"]]
+        color = ["tab:blue" if "srms" in name.lower() or name in OURS else "tab:gray" for name in rows["provider"]]
         axis.barh(rows["provider"], rows["value"], xerr=spread, color=color)
         axis.set_title(op)
-        axis.set_xlabel("host time (us)")
+        axis.set_xlabel(what)
     figure.suptitle(frame["device"].iloc[0])
     return {"": figure}

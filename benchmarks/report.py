@@ -27,7 +27,9 @@ def markdown(frame: pd.DataFrame, published: bool = False) -> str:
     if frame.empty:
         return "Nothing was measured.\n"
     suite = frame["suite"].iloc[0]
-    body = {"tables": lambda f: _tables(f, published), "kernels": _kernels, "host": _host}[suite](frame)
+    body = {"tables": lambda f: _tables(f, published), "kernels": _kernels, "host": _host, "fusion": _fusion}[suite](
+        frame
+    )
     return "\n\n".join([_head(frame, suite), *body, *_failures(frame)]) + "\n"
 
 
@@ -163,3 +165,22 @@ def _host_figure(rows: pd.DataFrame) -> str:
         return _figure(rows, str)
     row = rows.iloc[-1]
     return f"{row['value']:.2f} ({row['p20']:.2f}–{row['p80']:.2f})"
+
+
+def _fusion(frame: pd.DataFrame) -> list[str]:
+    parts = [
+        "Microseconds of one call of the compiled model, median; in parentheses the ratio to the plain formula. "
+        "`inlined` is the operator under `srmsnorm.inline_under_compile()`."
+    ]
+    names = list(dict.fromkeys(frame["provider"]))
+    for (dtype, batch, n, dim), group in frame.groupby(["dtype", "batch", "n", "dim"], sort=False):
+        cells: dict[str, list[str]] = {"model": list(dict.fromkeys(group["op"]))}
+        for name in names:
+            cells[name] = []
+            for op in cells["model"]:
+                rows = group[group["op"] == op]
+                value = rows[rows["status"] == "ok"].set_index("provider")["value"]
+                ratio = f" ({value[name] / value['formula']:.3f})" if {name, "formula"} <= {*value.index} else ""
+                cells[name].append(_figure(rows[rows["provider"] == name], lambda v: f"{v:.1f}") + ratio)
+        parts += [f"## Compiled models, {dtype}, {batch} x {n} x {dim}", _grid(cells)]
+    return parts

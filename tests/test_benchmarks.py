@@ -1,6 +1,7 @@
 """The benchmark itself: what it refuses, what it counts, and that its report comes from the CSV alone."""
 
 import csv
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -23,7 +24,7 @@ import protocol  # noqa: E402
 import report  # noqa: E402
 from plan import Plan, Recorder  # noqa: E402
 from providers import Eager  # noqa: E402
-from suites import SUITES, kernels, tables  # noqa: E402
+from suites import SUITES, fusion, kernels, tables  # noqa: E402
 
 
 class WrongOutput(Eager):
@@ -168,6 +169,18 @@ def test_kernels_suite_on_the_cpu(tmp_path, plain_memory):
     for op in kernels.OPS:
         assert float(rows[op, "roof"]["value"]) > 0
         assert rows[op, "to"]["status"] == "ok"
+
+
+def test_fusion_suite(tmp_path, monkeypatch, plain_memory):
+    """Without compiling: every variant computes the same models; one that does not is refused."""
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
+    wrong = dataclasses.replace(fusion.VARIANTS["formula"](), norm=lambda x, eps: x, add_norm=lambda x, r, eps: (x, r))
+    monkeypatch.setitem(fusion.VARIANTS, "wrong", lambda: wrong)
+    fusion.run(Plan("cpu", tmp_path, dims=[64], quick=True))
+    rows = rows_of(tmp_path / "fusion.csv")
+    assert len(rows) == len(fusion.MODELS) * len(fusion.OPS) * len(fusion.VARIANTS)
+    for row in rows:
+        assert row["status"].startswith("wrong:") if row["provider"] == "wrong" else row["status"] == "ok"
 
 
 def test_command_line(tmp_path):
