@@ -13,7 +13,7 @@ __all__ = ["SRMSNorm"]
 @torch.fx.wrap  # one call in a symbolic trace, which cannot follow the condition
 def _with_last_dim(input: Tensor, dim: int) -> Tensor:
     if input.ndim == 0 or input.shape[-1] != dim:
-        raise RuntimeError(f"SRMSNorm({dim}): the last dimension must be {dim}, got {tuple(input.shape)}")
+        raise RuntimeError(f"SRMSNorm({dim}): the last dimension must be {dim}, got {list(input.shape)}")
     return input
 
 
@@ -66,5 +66,21 @@ class SRMSNorm(nn.Module):
             raise TypeError(f"SRMSNorm({self.dim}): return_sum=True needs a residual, got None")
         return add_srms_norm(input, residual, eps=self.eps)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        return _Scriptable(self.dim, self.eps)
+
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}"
+
+
+class _Scriptable(nn.Module):
+    """What ``torch.jit.script`` sees, as TorchScript has no keyword-only arguments: the norm, without returning the sum."""
+
+    def __init__(self, dim: int, eps: float | None) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        input = _with_last_dim(input, self.dim)
+        return torch.ops.srmsnorm.srms_norm(input, residual, eps=self.eps)

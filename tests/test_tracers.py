@@ -69,7 +69,7 @@ def test_symbolic_trace(operands):
     assert targets.count(ops.srms_norm.default) == 2 and targets.count(ops.add_srms_norm.default) == 1
     for graph in (traced, pickle.loads(pickle.dumps(traced))):
         assert_equal(graph(*operands), Model()(*operands))
-        with pytest.raises(RuntimeError, match=r"SRMSNorm\(16\): the last dimension must be 16, got \(3, 8\)"):
+        with pytest.raises(RuntimeError, match=r"SRMSNorm\(16\): the last dimension must be 16, got \[3, 8\]"):
             graph(*(t[..., :8] for t in operands))
 
 
@@ -141,3 +141,22 @@ def test_jit_script(operands):
 
     y, sum = srmsnorm.add_srms_norm(*operands, eps=EPS)
     assert_equal(function(*operands), (srmsnorm.srms_norm(y), sum))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_jit_script_of_the_module(operands, tmp_path):
+    """The norm, with a residual or without, inside a model, saved and loaded; the check goes with it."""
+
+    class Norms(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.default, self.norm = srmsnorm.SRMSNorm(16, eps=None), srmsnorm.SRMSNorm(16, EPS)
+
+        def forward(self, x: torch.Tensor, stream: torch.Tensor):
+            return self.norm(self.default(x), stream)
+
+    torch.jit.save(torch.jit.script(Norms()), tmp_path / "norms.pt")
+    loaded = torch.jit.load(tmp_path / "norms.pt")
+    assert torch.equal(loaded(*operands), Norms()(*operands))
+    with pytest.raises(Exception, match=r"SRMSNorm\(16\): the last dimension must be 16, got \[3, 8\]"):
+        loaded(*(t[:, :8] for t in operands))
