@@ -20,7 +20,7 @@ COLORS = {"ours": "tab:blue", "tr": "tab:red", "to": "tab:orange", "toc": "tab:g
 def plot(frame: pd.DataFrame, stem: pathlib.Path) -> list[pathlib.Path]:
     """Writes the suite's figures beside its CSV."""
     good = frame[frame["status"] == "ok"]
-    if good.empty:
+    if good.empty or frame["suite"].iloc[0] == "features":  # yes and no
         return []
     figures = {"tables": _tables, "kernels": _kernels, "host": _host, "fusion": _fusion}[frame["suite"].iloc[0]](good)
     written = []

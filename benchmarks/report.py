@@ -27,9 +27,14 @@ def markdown(frame: pd.DataFrame, published: bool = False) -> str:
     if frame.empty:
         return "Nothing was measured.\n"
     suite = frame["suite"].iloc[0]
-    body = {"tables": lambda f: _tables(f, published), "kernels": _kernels, "host": _host, "fusion": _fusion}[suite](
-        frame
-    )
+    bodies = {
+        "tables": lambda f: _tables(f, published),
+        "kernels": _kernels,
+        "host": _host,
+        "fusion": _fusion,
+        "features": features,
+    }
+    body = bodies[suite](frame)
     return "\n\n".join([_head(frame, suite), *body, *_failures(frame)]) + "\n"
 
 
@@ -53,7 +58,7 @@ def _head(frame: pd.DataFrame, suite: str) -> str:
 
 def _failures(frame: pd.DataFrame) -> list[str]:
     failed = frame[frame["status"] != "ok"].drop_duplicates(["provider", "status"])
-    if failed.empty:
+    if failed.empty or frame["suite"].iloc[0] == "features":  # says so itself
         return []
     return ["Without a figure:\n\n" + "\n".join(f"- {row.provider}: {row.status}" for row in failed.itertuples())]
 
@@ -184,3 +189,32 @@ def _fusion(frame: pd.DataFrame) -> list[str]:
                 cells[name].append(_figure(rows[rows["provider"] == name], lambda v: f"{v:.1f}") + ratio)
         parts += [f"## Compiled models, {dtype}, {batch} x {n} x {dim}", _grid(cells)]
     return parts
+
+
+def page(frame: pd.DataFrame) -> str:
+    """What docs/pytorch.md says of the features."""
+    first = frame.iloc[0]
+    versions = ["torch", *(["cuda", "triton"] if first["cuda"] else [])]
+    where = ", ".join([first["device"], *(f"{name} {first[name]}" for name in versions)])
+    commit = f"{first['srmsnorm']} ({first['commit'][:12]})"
+    return "\n\n".join([*features(frame), f"{where}; srmsnorm {commit}, {first['date'][:10]}."]) + "\n"
+
+
+def features(frame: pd.DataFrame) -> list[str]:
+    """A table of yes and no, and every no with what happened."""
+    candidates = list(dict.fromkeys(frame["provider"]))
+    cells: dict[str, list[str]] = {"": [], **{name: [] for name in candidates}}
+    reasons = []
+    for group, features in frame.groupby("metric", sort=False):
+        cells[""].append(f"**{group}**")
+        for name in candidates:
+            cells[name].append("")
+        for feature, rows in features.groupby("op", sort=False):
+            cells[""].append(feature)
+            status = rows.set_index("provider")["status"]
+            for name in candidates:
+                cells[name].append("" if name not in status.index else "yes" if status[name] == "ok" else "no")
+            failed = [name for name in candidates if status.get(name, "ok") != "ok"]
+            reasons += [f"- {feature}, {name}: `{status[name][:160].replace('`', '')}`" for name in failed]
+    table = pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
+    return [table, "What happened where it says no:\n\n" + "\n".join(reasons)] if reasons else [table]

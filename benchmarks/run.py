@@ -160,5 +160,19 @@ def report(
     write(csv, out or csv.parent, published, plots)
 
 
+PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs/pytorch.md"
+
+
+@app.command()
+def page(
+    csv: Annotated[pathlib.Path, typer.Argument(exists=True, dir_okay=False, help="A CSV of the suite `features`.")],
+) -> None:
+    """Write the table of docs/pytorch.md, from a CSV."""
+    text, begin, end = PAGE.read_text(encoding="utf-8"), "<!-- features:begin -->\n", "<!-- features:end -->"
+    before, after = text.split(begin)[0], text.split(end)[1]
+    made = reports.page(reports.read(csv))
+    PAGE.write_text(f"{before}{begin}{made}{end}{after}", encoding="utf-8", newline="\n")
+
+
 if __name__ == "__main__":
     app()

@@ -2,6 +2,6 @@
 
 from types import ModuleType
 
-from . import fusion, host, kernels, tables
+from . import features, fusion, host, kernels, tables
 
-SUITES: dict[str, ModuleType] = {suite.NAME: suite for suite in (tables, kernels, host, fusion)}
+SUITES: dict[str, ModuleType] = {suite.NAME: suite for suite in (tables, kernels, host, fusion, features)}
