@@ -44,13 +44,14 @@ py::dict build_info() {
 int size_of(at::ScalarType dtype) { return static_cast<int>(c10::elementSize(dtype)); }
 
 py::dict launch_plan(int64_t dim, at::ScalarType dtype, std::optional<at::ScalarType> residual_dtype, bool backward,
-                     bool aligned, bool in_phase, int max_cluster) {
+                     bool grad_sum, bool aligned, bool in_phase, int max_cluster) {
   TORCH_CHECK(dim > 0, "srmsnorm: dim must be at least 1, got ", dim);
   TORCH_CHECK(at::isFloatingType(dtype), "srmsnorm: dtype must be a floating point type, got ", dtype);
   TORCH_CHECK(max_cluster >= 1 && max_cluster <= kMaxCluster, "srmsnorm: max_cluster must be from 1 to ", kMaxCluster,
               ", got ", max_cluster);
-  int size = size_of(dtype), beside = residual_dtype ? size_of(*residual_dtype) : 0;
-  int chunks = backward ? kBackwardChunks : forward_chunks(size, beside);
+  int size = size_of(dtype), beside = size_of(residual_dtype.value_or(dtype));
+  auto chunks =
+      backward ? backward_chunks(size, grad_sum ? beside : 0) : forward_chunks(size, residual_dtype ? beside : 0);
   auto alignment = !in_phase ? Alignment::Any : aligned ? Alignment::Whole : Alignment::InPhase;
   LaunchPlan plan = plan_launch(dim, size, chunks, alignment, max_cluster);
   py::dict dict;

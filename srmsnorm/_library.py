@@ -50,6 +50,7 @@ def launch_plan(
     residual_dtype: torch.dtype | None = None,
     *,
     backward: bool = False,
+    grad_sum: bool = False,
     aligned: bool = True,
     in_phase: bool = True,
     max_cluster: int = 16,
@@ -61,6 +62,7 @@ def launch_plan(
         dtype: float16, bfloat16, float32 or float64; the input's, in backward the output's.
         residual_dtype: the residual's; None for a call without one.
         backward: the plan of backward instead of forward.
+        grad_sum: in backward, whether the sum has a gradient.
         aligned: whether every row of every operand begins at a multiple of 16 bytes.
         in_phase: whether all operands' rows begin as many elements past one.
         max_cluster: blocks in the device's largest thread block cluster: 16 for compute capability 9 and 10, 8 for later
@@ -72,4 +74,4 @@ def launch_plan(
     Raises:
         RuntimeError: a dim below 1, dtypes the operator does not take, or a max_cluster out of 1 ... 16.
     """
-    return _C._launch_plan(dim, dtype, residual_dtype, backward, aligned, in_phase, max_cluster)
+    return _C._launch_plan(dim, dtype, residual_dtype, backward, grad_sum, aligned, in_phase, max_cluster)

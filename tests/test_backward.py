@@ -102,8 +102,12 @@ def test_some_plan_boundaries_on_the_cpu(kind):
 @pytest.mark.parametrize("kind", GRADIENTS, ids=str)
 def test_every_plan_boundary(cuda, kind, aligned):
     layout = samples.contiguous if aligned else samples.misaligned
-    dims = plans.around(kind, backward=True, aligned=aligned)
-    for dim in dims[:: 4 if kind.dtype == HALF else 1]:  # float16 has bfloat16's plans
+    dims = {
+        dim
+        for with_sum in (False, True)
+        for dim in plans.around(kind, backward=True, grad_sum=with_sum, aligned=aligned)
+    }
+    for dim in sorted(dims)[:: 4 if kind.dtype == HALF else 1]:  # float16 has bfloat16's plans
         check_operators(kind, *saved(kind, (3, dim), cuda, layout=layout))
 
 

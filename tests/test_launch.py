@@ -16,8 +16,10 @@ FORWARD = [
     for kind, aligned, cluster in itertools.product(samples.KINDS, (True, False), (1, 8, 16))
 ]
 BACKWARD = [
-    (kind, {"backward": True, "aligned": aligned, "max_cluster": cluster})
-    for kind, aligned, cluster in itertools.product(samples.PLAIN, (True, False), (1, 8, 16))
+    (kind, {"backward": True, "grad_sum": grad_sum, "aligned": aligned, "max_cluster": cluster})
+    for kind, grad_sum, aligned, cluster in itertools.product(
+        [kind for kind in samples.KINDS if kind.residual != kind.dtype], (True, False), (True, False), (1, 16)
+    )
 ]
 POWERS = sorted({2**k + step for k in range(17, 21) for step in (-1, 0, 1)})
 
@@ -54,9 +56,16 @@ def test_every_dim_is_covered(kind, options):
 
 def test_keys_and_arguments():
     assert set(srmsnorm.launch_plan(64, FLOAT)) == KEYS
-    assert srmsnorm.launch_plan(64, BFLOAT, FLOAT, backward=True, aligned=False, max_cluster=1)
+    assert srmsnorm.launch_plan(64, BFLOAT, FLOAT, backward=True, grad_sum=True, aligned=False, max_cluster=1)
     assert srmsnorm.launch_plan(64, FLOAT) == srmsnorm.launch_plan(
-        dim=64, dtype=FLOAT, residual_dtype=None, backward=False, aligned=True, in_phase=True, max_cluster=16
+        dim=64,
+        dtype=FLOAT,
+        residual_dtype=None,
+        backward=False,
+        grad_sum=False,
+        aligned=True,
+        in_phase=True,
+        max_cluster=16,
     )
 
 

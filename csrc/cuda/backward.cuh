@@ -5,7 +5,6 @@
 
 namespace srmsnorm {
 
-
 // S: the residual's type; has_sum: whether there is a gradient of the sum, which has that type.
 template <class T, class S, bool has_sum>
 struct Backward {
@@ -14,7 +13,8 @@ struct Backward {
   using Accumulator = accumulate_t<T>;
   static constexpr bool kMixed = !std::is_same_v<T, S>;  // else both inputs get the one gradient
   static constexpr int kElements = 16 / sizeof(T);
-  static constexpr int kChunks = kBackwardChunks;
+  static constexpr int kLateChunks = has_sum ? sizeof(S) / sizeof(T) : 0;
+  static constexpr int kChunks = 2 + kLateChunks;
 
   template <int N>
   struct Pieces {

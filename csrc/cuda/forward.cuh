@@ -5,7 +5,6 @@
 
 namespace srmsnorm {
 
-
 __device__ __forceinline__ double reciprocal_root(double x) { return 1 / sqrt(x); }
 
 // One step of Newton's method with an exact x r brings the hardware's 2 ulp to within a hair of correct rounding; 1 /
@@ -25,7 +24,8 @@ struct Forward {
   static constexpr bool kResidual = !std::is_void_v<R>;
   using Residual = std::conditional_t<kResidual, R, T>;
   static constexpr int kElements = 16 / sizeof(T);
-  static constexpr int kChunks = forward_chunks(sizeof(T), kResidual ? sizeof(Residual) : 0);
+  static constexpr int kChunks = forward_chunks(sizeof(T), kResidual ? sizeof(Residual) : 0).all;
+  static constexpr int kLateChunks = 0;
 
   template <int N>
   struct Pieces {

@@ -8,11 +8,6 @@
 
 namespace srmsnorm {
 
-// 16-byte pieces that a thread holds for one vector of a row: of every operand that the sum needs, as many elements as
-// 16 bytes of the input's dtype have.
-constexpr int forward_chunks(int element_size, int residual_size) { return 1 + residual_size / element_size; }
-constexpr int kBackwardChunks = 2;  // grad_output and output
-
 struct LaunchPlan {
   int vector_elements;  // elements of the input's dtype in 16 bytes
   int threads_per_row;  // of one block: a power of two up to 32, else whole warps
@@ -32,6 +27,17 @@ constexpr int kPortableCluster = 8;  // what every GPU with clusters grants with
 constexpr int kMostThreads = 512;
 constexpr int kTwiceVectors = 2;
 
+// What a thread reads for one vector of a row: pieces of 16 bytes, and how many of them the sum does not need. Operands
+// beside the input have as many elements as 16 bytes of the input's dtype; a size of 0 is an operand that there is not.
+struct Chunks {
+  int all, late;
+};
+
+constexpr Chunks forward_chunks(int element_size, int residual_size) { return {1 + residual_size / element_size, 0}; }
+constexpr Chunks backward_chunks(int element_size, int grad_sum_size) {
+  return {2 + grad_sum_size / element_size, grad_sum_size / element_size};
+}
+
 constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 constexpr int whole_warps(int threads) { return ceil_div(threads, 32) * 32; }
 
@@ -41,22 +47,25 @@ constexpr int power_of_two_from(int n) {
   return p;
 }
 
-// Threads in a block, so that its registers have no need to spill: 512 leave 128 to each.
-constexpr int max_threads(int vectors, bool twice) { return vectors <= 3 && !twice ? 256 : kMostThreads; }
+// Threads in a block. 512 leave 128 registers to each, of which operands may take 64; more of them leave no room.
+constexpr int max_threads(int chunks, int vectors, bool twice) {
+  bool many = 4 * chunks * vectors > 64;
+  return (vectors <= 3 && !twice) || many ? 256 : kMostThreads;
+}
 
-// What a thread of a wide row holds: 64 registers of operands, so that two blocks of 256 threads fit a multiprocessor.
-constexpr int wide_vectors(int chunks) { return chunks == 1 ? 16 : chunks == 2 ? 8 : 4; }
+// What a thread of a wide row holds: of one block, and of a cluster, whose threads are few enough that two blocks or
+// more fit a multiprocessor. In clusters, chunks that the sum does not need are staged in shared memory.
+constexpr int block_vectors(int chunks) { return chunks == 1 ? 16 : chunks == 2 ? 8 : 4; }
+constexpr int cluster_vectors(int chunks) { return chunks == 1 ? 16 : chunks <= 3 ? 8 : 4; }
+constexpr int cluster_threads(int chunks) { return chunks == 3 ? 128 : 256; }
 
-// A part of a warp. A vector a thread up to 32 of them, but two where rows begin inside a vector: a thread's part of the
-// edges costs as much as a vector (dim 127: 1.00 / 1.00 / 1.00 forward / with residual / backward with 8 threads x 2,
-// under 0.98 with 16 x 1; dim 128: 1.00 / 1.00 / 1.00 with 16 x 1, 0.98 / 0.98 / 0.99 with 8 x 2). From there 32 x 2 or
-// 32 x 3, or 16 x 3 where a quarter of the places would be empty.
-constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int vectors, bool whole) {
+// A part of a warp. A vector a thread up to 32 of them, but two where a quarter of the places would be empty (forward:
+// dim 128 1.00 with 16 x 1, 0.98 with 8 x 2; dim 100 0.93 with 16 x 1, 1.00 with 8 x 2); from there 32 x 2 or 32 x 3,
+// or 16 x 3 where a quarter would be empty.
+constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int vectors) {
   int p = power_of_two_from(vectors);
-  if (p <= 32)
-    plan.vectors = whole || p < 4 ? 1 : 2;
-  else
-    plan.vectors = 4 * vectors > 3 * p ? 2 : 3;
+  bool filled = 4 * vectors > 3 * p;
+  plan.vectors = p <= 32 ? (filled || p < 4 ? 1 : 2) : (filled ? 2 : 3);
   plan.threads_per_row = plan.vectors == 3 ? p / 4 : p / plan.vectors;
   plan.rows_per_block = 128 / plan.threads_per_row;
   return plan;
@@ -69,18 +78,22 @@ constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int vectors, bool whole) {
 // forward alone: 1.00 with 512 x 16, 0.97 with clusters.
 constexpr LaunchPlan plan_in_block(LaunchPlan plan, int vectors, int chunks) {
   int fit = vectors <= 256 ? 2 : vectors <= 480 ? 3 : vectors <= 1280 ? 4 : vectors <= 8 * kMostThreads ? 8 : 16;
-  plan.vectors = std::min(fit, wide_vectors(chunks));
+  plan.vectors = std::min(fit, block_vectors(chunks));
   plan.threads_per_row = whole_warps(ceil_div(vectors, plan.vectors));
   plan.rows_per_block = std::max(1, (plan.vectors >= 4 ? 256 : 128) / plan.threads_per_row);
   return plan;
 }
 
-// Blocks of up to 256 threads, and of up to 512 where 256 in the largest cluster are not enough. dim 131072 with
-// residual: 1.00 with 256 x 8 in clusters of 8, 0.97 with 512 x 8 in clusters of 4, 0.97 with 512 x 4 in clusters of 8.
+// As few blocks as hold the row with their usual number of threads, more threads where the largest cluster is not
+// enough. dim 131072 with residual: 1.00 with 256 x 8 in clusters of 8, 0.99 with 128 x 8 in 16, 0.97 with 512 x 8
+// in 4. Backward with a gradient of the sum: dim 65536 1.00 with 128 x 8 in clusters of 8, 0.98 with 128 x 4 in 16; dim
+// 131072 1.00 with 128 x 8 in 16, 0.95 with 256 x 8 in 8.
 constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, int chunks, int max_cluster) {
-  plan.vectors = wide_vectors(chunks);
-  plan.cluster = std::clamp(power_of_two_from(ceil_div(vectors, 256 * plan.vectors)), 2, max_cluster);
-  plan.threads_per_row = std::min(kMostThreads, whole_warps(ceil_div(vectors, plan.cluster * plan.vectors)));
+  plan.vectors = cluster_vectors(chunks);
+  int blocks = ceil_div(vectors, int64_t{1} * cluster_threads(chunks) * plan.vectors);
+  plan.cluster = std::clamp(power_of_two_from(blocks), 2, max_cluster);
+  plan.threads_per_row =
+      std::min(max_threads(chunks, plan.vectors, false), whole_warps(ceil_div(vectors, plan.cluster * plan.vectors)));
   return plan;
 }
 
@@ -88,16 +101,16 @@ constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, int chunk
 // cluster alone decide its bits. They follow from dim and dtypes, never from the number of rows or the strides, and not
 // from the alignment either: a row that begins or ends inside a vector has no more whole ones than dim has room for.
 // max_cluster: 1 for a GPU without clusters.
-constexpr LaunchPlan plan_launch(int64_t dim, int element_size, int chunks, Alignment alignment, int max_cluster) {
+constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, Alignment alignment, int max_cluster) {
   LaunchPlan plan{16 / element_size, 0, 1, 0, 1, alignment == Alignment::Any, alignment != Alignment::Whole};
   if (dim % plan.vector_elements != 0) plan.edges = true;
   int64_t vectors = dim / plan.vector_elements;
   if (vectors <= 96)
-    plan = plan_in_warp(plan, static_cast<int>(vectors), dim % plan.vector_elements == 0);
-  else if (vectors <= kMostThreads * wide_vectors(chunks))
-    plan = plan_in_block(plan, static_cast<int>(vectors), chunks);
+    plan = plan_in_warp(plan, static_cast<int>(vectors));
+  else if (vectors <= kMostThreads * block_vectors(chunks.all))
+    plan = plan_in_block(plan, static_cast<int>(vectors), chunks.all);
   else if (max_cluster > 1)
-    plan = plan_in_cluster(plan, vectors, chunks, max_cluster);
+    plan = plan_in_cluster(plan, vectors, chunks.all - chunks.late, max_cluster);
   else
     plan.threads_per_row = kMostThreads;
   if (int64_t{1} * plan.threads_per_row * plan.cluster * plan.vectors < vectors) plan.twice = true;
@@ -108,11 +121,12 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, int chunks, Alig
   return plan;
 }
 
-// How many rows ahead a cluster starts a prefetch: as many as hold 8 MB, which the memory reads in 3 us. dim 131072
-// with residual: 550 us without, 535 with 8 MB, 554 with 16 MB (the roof: 530).
-constexpr int rows_ahead(const LaunchPlan& plan, int64_t row_bytes) {
-  constexpr int64_t kAhead = 8 << 20;
-  return plan.cluster > 1 ? static_cast<int>(std::max<int64_t>(1, kAhead / row_bytes)) : 0;
+// How many rows ahead a cluster starts a prefetch: as many as the memory reads in about 3 us beside its writes. dim
+// 131072 with residual: 550 us without, 535 with 8 MB, 554 with 16 MB; forward alone: 376 without, 364 with 4 MB, 386
+// with 8 MB (the roofs: 530 and 362).
+constexpr int rows_ahead(int64_t read_bytes, int64_t written_bytes) {
+  int64_t ahead = (read_bytes > written_bytes ? 7 : 4) << 20;
+  return static_cast<int>(std::max<int64_t>(1, ahead / read_bytes));
 }
 
 }  // namespace srmsnorm

@@ -16,7 +16,9 @@ int64_t row_bytes(const RowSpace& space, const Operands&... operands) {
 inline bool in_phase(const RowSpace& space, const Rows& rows, const Rows* first) {
   if (!rows.data) return true;
   int64_t size = size_of(rows.dtype);
-  auto elements = [](const Rows* rows) { return rows ? reinterpret_cast<intptr_t>(rows->data) / size_of(rows->dtype) : 0; };
+  auto elements = [](const Rows* rows) {
+    return rows ? reinterpret_cast<intptr_t>(rows->data) / size_of(rows->dtype) : 0;
+  };
   bool yes = (elements(&rows) - elements(first)) * size % 16 == 0;
   for (int i = 0; i < space.levels; i++)
     yes = yes && (space.sizes[i] == 1 || (rows.strides[i] - (first ? first->strides[i] : 0)) * size % 16 == 0);
@@ -35,8 +37,8 @@ using Kernel = void (*)(typename Op::Args, int ahead);
 
 template <class Op, bool edges>
 Kernel<Op> kernel_held_in_registers(const LaunchPlan& plan) {
-  constexpr int kWide = wide_vectors(Op::kChunks);
-  if (plan.cluster > 1) return row_kernel<Op, kWide, edges, true, false>;
+  constexpr int kMost = block_vectors(Op::kChunks);
+  if (plan.cluster > 1) return row_kernel<Op, cluster_vectors(Op::kChunks - Op::kLateChunks), edges, true, false>;
   switch (plan.vectors) {
     case 1:
       return row_kernel<Op, 1, edges, false, false>;
@@ -47,9 +49,9 @@ Kernel<Op> kernel_held_in_registers(const LaunchPlan& plan) {
     case 4:
       return row_kernel<Op, 4, edges, false, false>;
     case 8:
-      if constexpr (kWide >= 8) return row_kernel<Op, 8, edges, false, false>;
+      if constexpr (kMost >= 8) return row_kernel<Op, 8, edges, false, false>;
     case 16:
-      if constexpr (kWide >= 16) return row_kernel<Op, 16, edges, false, false>;
+      if constexpr (kMost >= 16) return row_kernel<Op, 16, edges, false, false>;
   }
   return nullptr;
 }
@@ -63,34 +65,41 @@ Kernel<Op> kernel_of(const LaunchPlan& plan) {
 }
 
 template <class Op>
-cudaError_t launch_plan(const typename Op::Args& args, const LaunchPlan& plan, int64_t row_bytes, cudaStream_t stream) {
+cudaError_t launch_plan(const typename Op::Args& args, const LaunchPlan& plan, int ahead, cudaStream_t stream) {
   int64_t blocks = (args.space.rows + plan.rows_per_block - 1) / plan.rows_per_block * plan.cluster;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   auto kernel = kernel_of<Op>(plan);
   if (plan.cluster > kPortableCluster)
     if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) return error;
 
+  size_t stage = 0;  // of shared memory
+  if (plan.cluster > 1 && !plan.twice) stage = size_t{16} * Op::kLateChunks * plan.vectors * plan.threads_per_row;
+  if (stage > (48 << 10))
+    if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(stage)))
+      return error;
+
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(plan.threads_per_row, plan.rows_per_block);
+  config.dynamicSmemBytes = stage;
   config.stream = stream;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(plan.cluster), 1, 1};
   config.attrs = &cluster;
   config.numAttrs = plan.cluster > 1;  // even a cluster of one slows the issue of blocks: 347 us for 258 at dim 2048
-  return cudaLaunchKernelEx(&config, kernel, args, rows_ahead(plan, row_bytes));
+  return cudaLaunchKernelEx(&config, kernel, args, ahead);
 }
 
-// row_bytes: read of one row, all operands together.
 template <class Op>
-cudaError_t launch(const typename Op::Args& args, Alignment alignment, int max_cluster, int64_t row_bytes,
+cudaError_t launch(const typename Op::Args& args, Alignment alignment, int max_cluster, int ahead,
                    cudaStream_t stream) {
-  auto plan = plan_launch(args.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment, max_cluster);
-  auto error = launch_plan<Op>(args, plan, row_bytes, stream);
+  auto plan =
+      plan_launch(args.space.dim, sizeof(typename Op::Element), {Op::kChunks, Op::kLateChunks}, alignment, max_cluster);
+  auto error = launch_plan<Op>(args, plan, ahead, stream);
   if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
   cudaGetLastError();  // a part of a GPU can have too few multiprocessors side by side for the largest cluster
-  return launch<Op>(args, alignment, kPortableCluster, row_bytes, stream);
+  return launch<Op>(args, alignment, kPortableCluster, ahead, stream);
 }
 
 }  // namespace srmsnorm

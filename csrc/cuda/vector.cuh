@@ -62,8 +62,51 @@ __device__ __forceinline__ double dot(const double (&a)[1], const double (&b)[1]
 __device__ __forceinline__ uint4 load16(const uint4* from) { return *from; }
 __device__ __forceinline__ void store16(uint4* to, uint4 value) { *to = value; }
 
+__device__ __forceinline__ void start_copy16(uint4* shared, const uint4* global) {
+#if __CUDA_ARCH__ >= 800
+  auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+#else
+  *shared = *global;
+#endif
+}
+
+// For those that this thread has started.
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ int bytes_past_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16; }
 __device__ __forceinline__ bool is_aligned(const void* pointer) { return bytes_past_16(pointer) == 0; }
+
+// The first bytes of 16, fewer than all and a multiple of element_size; what is behind them is not touched.
+template <int element_size>
+__device__ __forceinline__ uint4 load_first(const uint4* from, int bytes) {
+  const auto* words = reinterpret_cast<const uint32_t*>(from);
+  uint4 value{0, 0, 0, 0};
+  bool eight = bytes & 8;
+  if (eight) {
+    uint2 two = *reinterpret_cast<const uint2*>(from);
+    value.x = two.x;
+    value.y = two.y;
+  }
+  uint32_t third = 0, fourth = 0;
+  bool four = element_size <= 4 && bytes & 4;
+  if (four) third = words[eight ? 2 : 0];
+  if (element_size <= 2 && bytes & 2)
+    fourth = *reinterpret_cast<const uint16_t*>(words + (eight ? 2 : 0) + (four ? 1 : 0));
+  if (!four) third = fourth;
+  if (eight) {
+    value.z = third;
+    value.w = fourth;
+  } else {
+    value.x = third;
+    value.y = fourth;
+  }
+  return value;
+}
 
 // 16 bytes out of 32, from a byte of the first half on.
 __device__ __forceinline__ uint4 bytes_from(uint4 low, uint4 high, int first) {
@@ -101,8 +144,8 @@ struct alignas(16) Vector {
     for (int i = 0; i < kChunks; i++) chunks[i] = load16(reinterpret_cast<const uint4*>(from) + i);
   }
 
-  // At any element's address: the aligned 16 bytes on both sides of it. Each holds an element of the vector, so that
-  // both are readable, whatever else is in them.
+  // At any element's address: out of aligned 16 bytes, of which the last are read only as far as the vector goes. The
+  // first have an element of the vector in them, so that all of them are readable.
   __device__ __forceinline__ void load_any(const T* from) {
     int past = bytes_past_16(from);
     if (past == 0) return load(from);
@@ -110,10 +153,21 @@ struct alignas(16) Vector {
     uint4 low = load16(aligned);
 #pragma unroll
     for (int i = 0; i < kChunks; i++) {
-      uint4 high = load16(aligned + i + 1);
+      uint4 high = i + 1 < kChunks ? load16(aligned + i + 1) : load_first<sizeof(T)>(aligned + i + 1, past);
       chunks[i] = bytes_from(low, high, past);
       low = high;
     }
+  }
+
+  // To shared memory, past the registers, and from there; blockDim.x places from a piece to the next.
+  __device__ __forceinline__ void copy_to(uint4* slot, const T* from) const {
+#pragma unroll
+    for (int i = 0; i < kChunks; i++) start_copy16(slot + i * blockDim.x, reinterpret_cast<const uint4*>(from) + i);
+  }
+
+  __device__ __forceinline__ void copy_from(const uint4* slot) {
+#pragma unroll
+    for (int i = 0; i < kChunks; i++) chunks[i] = slot[i * blockDim.x];
   }
 
   __device__ __forceinline__ void store(T* to) const {
