@@ -86,8 +86,7 @@ constexpr LaunchPlan plan_in_block(LaunchPlan plan, int vectors, int chunks) {
 
 // As few blocks as hold the row with their usual number of threads, more threads where the largest cluster is not
 // enough. dim 131072 with residual: 1.00 with 256 x 8 in clusters of 8, 0.99 with 128 x 8 in 16, 0.97 with 512 x 8
-// in 4. Backward with a gradient of the sum: dim 65536 1.00 with 128 x 8 in clusters of 8, 0.98 with 128 x 4 in 16; dim
-// 131072 1.00 with 128 x 8 in 16, 0.95 with 256 x 8 in 8.
+// in 4.
 constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, int chunks, int max_cluster) {
   plan.vectors = cluster_vectors(chunks);
   int blocks = ceil_div(vectors, int64_t{1} * cluster_threads(chunks) * plan.vectors);
