@@ -8,7 +8,7 @@ ARGS ?=#             passed on by test and bench
 # VENV= (empty) uses PYTHON's own environment as it is and installs nothing.
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
-CPP = $(wildcard examples/cpp/*.h examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CPP = $(wildcard benchmarks/*.cu examples/cpp/*.h examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 clang_format = PATH="$$(dirname "$$(command -v $(PY))"):$$PATH" clang-format
 with = $(if $(VENV),$(1:%=$(VENV)/.%))
 

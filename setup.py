@@ -203,4 +203,5 @@ def build_command() -> type:
     return Build
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+// Times launches that the plan could choose: every (threads, rows, vectors, cluster, prefetch distance) that holds a
+// row. Compiled and run by tune.py, which says which of them the plan chooses; ELEMENT and BESIDE name the dtypes.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../csrc/cuda/backward.cuh"
+#include "../csrc/cuda/forward.cuh"
+
+namespace {
+
+using namespace srmsnorm;
+using T = ELEMENT;  // of input and output
+using S = BESIDE;   // of residual, sum and the gradient of the sum
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+struct Candidate {
+  int threads, rows, vectors, cluster, ahead_mb;
+};
+
+// ---- instances of the kernel
+
+template <class Op>
+using Kernel = void (*)(typename Op::Args, int);
+
+template <class Op, bool edges, bool clustered, int... vectors>
+Kernel<Op> with_vectors(int wanted, std::integer_sequence<int, vectors...>) {
+  Kernel<Op> found = nullptr;
+  ((vectors == wanted ? found = row_kernel<Op, vectors, edges, clustered, false> : nullptr), ...);
+  return found;
+}
+
+template <class Op>
+Kernel<Op> kernel_of(const Candidate& c, bool edges) {
+  std::integer_sequence<int, 1, 2, 3, 4, 6, 8, 12, 16> all;
+  if (c.cluster == 1)
+    return edges ? with_vectors<Op, true, false>(c.vectors, all) : with_vectors<Op, false, false>(c.vectors, all);
+  return edges ? with_vectors<Op, true, true>(c.vectors, all) : with_vectors<Op, false, true>(c.vectors, all);
+}
+
+// ---- time
+
+constexpr int kRepeats = 9;
+
+float median_us(const std::function<cudaError_t()>& call) {
+  static cudaEvent_t start, end;
+  if (!start) check(cudaEventCreate(&start), "event"), check(cudaEventCreate(&end), "event");
+  std::vector<float> times;
+  for (int i = -1; i < kRepeats; i++) {  // the first is a warm-up
+    check(cudaEventRecord(start), "record");
+    if (call() != cudaSuccess) return -1;
+    check(cudaEventRecord(end), "record");
+    check(cudaEventSynchronize(end), "a kernel");
+    float ms;
+    check(cudaEventElapsedTime(&ms, start, end), "elapsed time");
+    if (i >= 0) times.push_back(ms * 1e3f);
+  }
+  std::nth_element(times.begin(), times.begin() + kRepeats / 2, times.end());
+  return times[kRepeats / 2];
+}
+
+// -1 where the launch is not possible.
+template <class Op>
+float time_of(const typename Op::Args& args, const Candidate& c, bool edges, int64_t row_bytes) {
+  auto kernel = kernel_of<Op>(c, edges);
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
+  if (c.threads * c.rows > attributes.maxThreadsPerBlock) return -1;
+  size_t stage = c.cluster > 1 ? size_t{16} * Op::kLateChunks * c.vectors * c.threads : 0;
+  if (stage && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, stage)) return -1;
+  if (c.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster");
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(c.cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3((args.space.rows + c.rows - 1) / c.rows * c.cluster);
+  config.blockDim = dim3(c.threads, c.rows);
+  config.dynamicSmemBytes = stage;
+  config.attrs = &cluster;
+  config.numAttrs = c.cluster > 1;
+  int64_t ahead = c.ahead_mb ? std::max<int64_t>(1, (int64_t{c.ahead_mb} << 20) / row_bytes) : args.space.rows;
+  float us = median_us([&] { return cudaLaunchKernelEx(&config, kernel, args, static_cast<int>(ahead)); });
+  cudaGetLastError();  // a launch that is not possible leaves its error behind
+  return us;
+}
+
+// ---- operands: one large buffer each, rows next to each other
+
+struct Buffers {
+  char *read[3], *written[2];
+  float* rstd;
+};
+
+template <class X>
+Rows rows_of(char* data, int64_t dim) {
+  auto dtype = std::is_same_v<X, double>     ? DType::Double
+               : std::is_same_v<X, float>    ? DType::Float
+               : std::is_same_v<X, bfloat16> ? DType::BFloat16
+                                             : DType::Half;
+  return {data, dtype, {dim}};
+}
+
+float time_of(const std::string& op, const RowSpace& space, const Buffers& b, const Candidate& c, int64_t row_bytes) {
+  bool edges = space.dim % (16 / sizeof(T)) != 0;
+  int64_t dim = space.dim;
+  if (op[0] == 'f') {
+    ForwardArgs args{space, 1e-6, rows_of<T>(b.read[0], dim), {}, rows_of<T>(b.written[0], dim)};
+    if (op == "forward") return time_of<Forward<T, void>>(args, c, edges, row_bytes);
+    args.residual = rows_of<S>(b.read[1], dim);
+    if (op == "forward,sum") args.sum = rows_of<S>(b.written[1], dim);
+    return time_of<Forward<T, S>>(args, c, edges, row_bytes);
+  }
+  BackwardArgs args{space, rows_of<T>(b.read[0], dim), rows_of<T>(b.read[1], dim), {b.rstd, DType::Float, {1}}};
+  args.grad_input = rows_of<T>(b.written[0], dim);
+  if (sizeof(S) != sizeof(T)) args.grad_residual = rows_of<S>(b.written[1], dim);
+  if (op == "backward") return time_of<Backward<T, S, false>>(args, c, edges, row_bytes);
+  args.grad_sum = rows_of<S>(b.read[2], dim);
+  return time_of<Backward<T, S, true>>(args, c, edges, row_bytes);
+}
+
+// ---- candidates
+
+int chunks_of(const std::string& op) {
+  int beside = sizeof(S) / sizeof(T);
+  return op == "forward" ? 1 : op == "backward" ? 2 : op[0] == 'f' ? 1 + beside : 2 + beside;
+}
+
+std::vector<Candidate> candidates(int64_t dim, int chunks, const std::vector<int>& ahead_mb) {
+  int64_t vectors = std::max<int64_t>(1, dim / (16 / sizeof(T)));
+  std::vector<Candidate> all;
+  for (int held : {1, 2, 3, 4, 6, 8, 12, 16})
+    for (int cluster : {1, 2, 4, 8, 16}) {
+      int64_t threads = (vectors + held * cluster - 1) / (held * cluster);
+      if (threads > 1024 || held * chunks > 40 || (cluster > 1 && (vectors < 1024 || threads < 32))) continue;
+      int per_row = 1;
+      while (per_row < threads) per_row *= 2;
+      if (threads > 32) per_row = (threads + 31) / 32 * 32;
+      for (int block : {0, 64, 128, 256}) {  // 0: one row
+        int rows = block ? block / per_row : 1;
+        if (rows < 1 || (block && rows == 1) || per_row * rows % 32 || (cluster > 1 && block)) continue;
+        all.push_back({per_row, rows, held, cluster, 0});
+        for (int mb : ahead_mb)
+          if (cluster > 1 && mb) all.push_back({per_row, rows, held, cluster, mb});
+      }
+    }
+  return all;
+}
+
+__global__ void fill(uint32_t* words, int64_t count, uint32_t seed) {
+  int64_t i = blockIdx.x * int64_t{256} + threadIdx.x;
+  if (i < count) {  // any bits, with exponents near that of 1 in all dtypes of 16 and 32 bits
+    uint32_t x = static_cast<uint32_t>(i) * 2654435761u ^ seed;
+    x ^= x >> 15;
+    words[i] = (x & 0x807f807fu) | 0x3f003f00u;
+  }
+}
+
+char* filled(int64_t bytes, uint32_t seed) {
+  void* data;
+  check(cudaMalloc(&data, bytes), "operands");
+  fill<<<(bytes / 4 + 255) / 256, 256>>>(static_cast<uint32_t*>(data), bytes / 4, seed);
+  return static_cast<char*>(data);
+}
+
+std::vector<std::string> split(const std::string& text, char by) {
+  std::vector<std::string> parts{""};
+  for (char c : text) c == by ? parts.push_back("") : parts.back().push_back(c);
+  return parts;
+}
+
+}  // namespace
+
+// tune ELEMENTS OP;OP;... DIM,DIM,... MB,MB,...: a CSV on stdout.
+int main(int argc, char** argv) {
+  if (argc != 5) return std::fputs("tune ELEMENTS OPS DIMS AHEAD_MB\n", stderr), 2;
+  int64_t elements = std::atoll(argv[1]);
+  std::vector<int> ahead;
+  for (const auto& mb : split(argv[4], ',')) ahead.push_back(std::stoi(mb));
+  int64_t bytes = elements * std::max(sizeof(T), sizeof(S)) + 64;
+  Buffers buffers{{filled(bytes, 1), filled(bytes, 2), filled(bytes, 3)}, {filled(bytes, 4), filled(bytes, 5)}};
+  buffers.rstd = reinterpret_cast<float*>(filled(elements * 4, 6));
+  check(cudaDeviceSynchronize(), "fill");
+  std::puts("op,dim,threads_per_row,rows_per_block,vectors,cluster,ahead_mb,us");
+  for (const auto& op : split(argv[2], ';'))
+    for (const auto& text : split(argv[3], ',')) {
+      RowSpace space;
+      space.dim = std::stoll(text);
+      space.rows = space.sizes[0] = elements / space.dim;
+      int64_t row_bytes = space.dim * sizeof(T) * chunks_of(op);
+      for (const auto& c : candidates(space.dim, chunks_of(op), ahead)) {
+        float us = time_of(op, space, buffers, c, row_bytes);
+        if (us > 0)
+          std::printf("\"%s\",%s,%d,%d,%d,%d,%d,%.2f\n", op.c_str(), text.c_str(), c.threads, c.rows, c.vectors,
+                      c.cluster, c.ahead_mb, us);
+      }
+      std::fflush(stdout);
+    }
+}
