@@ -74,7 +74,7 @@ class SRMSNorm(nn.Module):
 
 
 class _Scriptable(nn.Module):
-    """What ``torch.jit.script`` sees, as TorchScript has no keyword-only arguments: the norm, without returning the sum."""
+    """What ``torch.jit.script`` sees, as TorchScript has no keyword-only arguments: the norm without the sum."""
 
     def __init__(self, dim: int, eps: float | None) -> None:
         super().__init__()

@@ -7,8 +7,8 @@ from srmsnorm.reference import accumulation_dtype
 
 # y = h * rstd in the accumulation type: h, the mean, the root, the product and its operands come to 4 ulp.
 FORWARD_ULP = 4
-# Of these rstd takes: h rounds, its square, the mean's sum and eps's, together 4 u of the mean, 2 u of its root or 2 ulp
-# at most; the root itself half an ulp.
+# Of these rstd takes: h rounds, its square, the mean's sum and eps's, together 4 u of the mean, 2 u of its root or 2
+# ulp at most; the root itself half an ulp.
 RSTD_ULP = 2.5
 # dh = rstd * (g - y * mean(y * g)) + gh in the accumulation type, in units of u times the sizes of its terms: five
 # operations and the mean's own error.
