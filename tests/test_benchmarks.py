@@ -24,7 +24,7 @@ import protocol  # noqa: E402
 import report  # noqa: E402
 from plan import Plan, Recorder  # noqa: E402
 from providers import Eager  # noqa: E402
-from suites import SUITES, fusion, kernels, tables  # noqa: E402
+from suites import SUITES, features, fusion, kernels, tables  # noqa: E402
 
 
 class WrongOutput(Eager):
@@ -157,7 +157,7 @@ def test_the_plots_come_from_the_csv_byte_for_byte(suite, tmp_path):
 
     frame = report.read(EXAMPLES / f"{suite}.csv")
     first, second = (plots.plot(frame, tmp_path / run / suite) for run in ("a", "b") if not (tmp_path / run).mkdir())
-    assert {path.suffix for path in first} == {".png", ".svg"}
+    assert {path.suffix for path in first} == (set() if suite == features.NAME else {".png", ".svg"})
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
@@ -181,6 +181,53 @@ def test_fusion_suite(tmp_path, monkeypatch, plain_memory):
     assert len(rows) == len(fusion.MODELS) * len(fusion.OPS) * len(fusion.VARIANTS)
     for row in rows:
         assert row["status"].startswith("wrong:") if row["provider"] == "wrong" else row["status"] == "ok"
+
+
+QUICK = [
+    name
+    for name, feature in features.FEATURES.items()
+    if not (feature.gpu or feature.alone or feature.group in (features.COMPILE, features.EXPORT))
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", QUICK)
+def test_features(name, plain_memory):
+    """What the page claims of srmsnorm, as far as it takes no compiler."""
+    assert features.outcome(name, "srmsnorm", "cpu") == "ok"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_features_can_be_missing(monkeypatch, plain_memory):
+    """A norm that is 1 % off has no feature that looks at values; what is known to be missing is found missing."""
+    ours = features.CANDIDATES["srmsnorm"]()
+    wrong = dataclasses.replace(
+        ours,
+        norm=lambda x: ours.norm(x) * 1.01,
+        module=lambda: torch.nn.Sequential(ours.module(), torch.nn.Hardtanh(-1, 1)),
+    )
+    monkeypatch.setitem(features.CANDIDATES, "wrong", lambda: wrong)
+    blind = {"autocast leaves dtypes alone", "same row, same bits, whatever the number of rows", "deterministic mode"}
+    blind |= {"flop counter: no error", "dispatch modes see forward and backward"}
+    blind |= {"profiler: forward and backward by name"}
+    of_the_operator = {"torch.library.opcheck", "a kernel for devices nobody wrote one for"}
+    for name in set(QUICK) - blind - of_the_operator:
+        assert features.outcome(name, "wrong", "cpu") != "ok", name
+    for name in ("double backward", "vmap of vmap", "jvp"):
+        assert features.outcome(name, "Python custom_op", "cpu") != "ok", name
+
+
+def test_page(tmp_path, monkeypatch):
+    """The table goes between the markers, and nowhere else."""
+    import run
+
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- features:begin -->\nold\n<!-- features:end -->\nafter\n")
+    monkeypatch.setattr(run, "PAGE", page)
+    run.page(EXAMPLES / "features.csv")
+    text = page.read_text()
+    assert text.startswith("before\n<!-- features:begin -->\n|") and text.endswith("<!-- features:end -->\nafter\n")
+    assert "old" not in text and "| srmsnorm" in text
 
 
 def test_command_line(tmp_path):

@@ -157,7 +157,7 @@ class Feature:
     group: str
     check: Check
     gpu: bool = False  # means something on a GPU only
-    alone: bool = False  # in a process of its own: it changes, or may end, the one it runs in
+    alone: bool = False  # in a process of its own: it changes the one it runs in, or may be the end of its CUDA context
 
 
 FEATURES: dict[str, Feature] = {}
@@ -469,7 +469,7 @@ def _(c: Candidate, device: str) -> None:
     same(y.as_subclass(Tensor), formula(data(device)))
 
 
-@feature(SUBCLASSES, "__torch_dispatch__ subclasses, forward and backward")
+@feature(SUBCLASSES, "__torch_dispatch__ subclasses, forward and backward", alone=True)
 def _(c: Candidate, device: str) -> None:
     from torch.testing._internal.two_tensor import TwoTensor
 
@@ -480,7 +480,7 @@ def _(c: Candidate, device: str) -> None:
         same((getattr(y, part), getattr(gradient, part)), training(formula, data(device, seed=i)))
 
 
-@feature(SUBCLASSES, "FakeTensor and meta tensors")
+@feature(SUBCLASSES, "FakeTensor and meta tensors", alone=True)
 def _(c: Candidate, device: str) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -490,7 +490,7 @@ def _(c: Candidate, device: str) -> None:
     need(c.norm(torch.empty(ROWS, DIM, device="meta")).shape == (ROWS, DIM), "another shape")
 
 
-@feature(SUBCLASSES, "nested jagged tensors, forward and backward")
+@feature(SUBCLASSES, "nested jagged tensors, forward and backward", alone=True)
 def _(c: Candidate, device: str) -> None:
     parts = [data(device, n, DIM, seed=n) for n in (3, 5)]
     nested = torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=True)
