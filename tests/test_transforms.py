@@ -152,6 +152,23 @@ def test_vmap_of_every_operator(device, kind):
                 assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("kind", [*samples.MIXED, Kind(FLOAT, FLOAT), Kind(BFLOAT, BFLOAT)], ids=str)
+def test_other_dtypes(device, kind):
+    """torch.func gives what autograd gives, in the operands' dtypes, alone and for each of a batch."""
+    x, r = samples.forward(kind, (2, 3, 16), device)
+    total = loss(add_norm)
+    leaves = x.clone().requires_grad_(), r.clone().requires_grad_()
+    want = torch.autograd.grad(total(*leaves), leaves)
+    gradients = grad(total, (0, 1))
+    for got in (gradients(x, r), vmap(gradients)(x, r), vmap(vmap(gradients))(x, r)):
+        for a, b in zip(got, want, strict=True):
+            assert a.dtype == b.dtype and torch.equal(a, b)
+    primals, tangents = jvp(add_norm, (x, r), (r.to(x.dtype), x.to(r.dtype)))
+    assert [t.dtype for t in tangents] == [t.dtype for t in primals] == [x.dtype, r.dtype]
+    batched = vmap(lambda p, q, u, v: jvp(add_norm, (p, q), (u, v))[1])(x, r, r.to(x.dtype), x.to(r.dtype))
+    assert all(torch.equal(a, b) for a, b in zip(batched, tangents, strict=True))
+
+
 def test_the_slow_path_is_an_error():
     """The tests here rest on it (see conftest.py)."""
 
