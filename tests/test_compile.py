@@ -103,6 +103,20 @@ def test_autocast(device):
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.05 * float(b.detach().abs().max()))
 
 
+@pytest.mark.parametrize("layout", samples.UNIT_STRIDE, ids=lambda layout: layout.__name__)
+def test_layouts(device, layout):
+    """Compiled code hands strided rows on as they are: no copy, and outputs with the strides of eager ones."""
+    kind = Kind(BFLOAT, FLOAT)
+    tensors = samples.forward(kind, (2, 3, 16), device, layout=layout)
+    compiled = torch.compile(srmsnorm.add_srms_norm, fullgraph=True)
+    compiled(*tensors)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        got = compiled(*tensors)
+    for a, b in zip(got, srmsnorm.add_srms_norm(*tensors), strict=True):
+        assert torch.equal(a, b) and a.stride() == b.stride()
+    assert not {"aten::copy_", "aten::clone"} & {event.name for event in profile.events()}
+
+
 # ---- the graphs
 
 

@@ -47,10 +47,40 @@ def test_saved_export(device, tmp_path):
     assert_compiled(torch.export.load(tmp_path / "model.pt2").module()(*tensors), Model()(*tensors))
 
 
+class InPlace(torch.nn.Module):
+    def forward(self, x, stream):
+        y = x * 2
+        srmsnorm.add_srms_norm_(y, stream, eps=EPS)
+        return y + 1
+
+
+def test_export_in_place(device, tmp_path):
+    """Functionalized: an operand that is the program's input is written back, one that is not is a value."""
+    x, stream, _ = operands(Kind(BFLOAT, FLOAT), device)
+    program = torch.export.export(InPlace(), (x, stream.clone()))
+    y, sum = srmsnorm.add_srms_norm(x * 2, stream, eps=EPS)
+    for exported in (program, program.run_decompositions()):
+        written = stream.clone()
+        assert torch.equal(exported.module()(x, written), y + 1)
+        assert torch.equal(written, sum)
+    assert list(program.run_decompositions().graph_signature.user_inputs_to_mutate.values()) == ["stream"]
+
+
+class Both(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model, self.in_place = Model(), InPlace()
+
+    def forward(self, x, stream, shortcut):
+        return *self.model(x, stream, shortcut), self.in_place(x, shortcut)
+
+
 def test_aot_inductor(device, tmp_path):
+    """Every public operator in one package."""
     fresh.skip_without_packages(device, tmp_path)
     tensors = operands(Kind(FLOAT, FLOAT), device)
-    program = torch.export.export(Model(), tuple(tensors))
+    program = torch.export.export(Both(), tuple(t.clone() for t in tensors))
     path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
-    package = torch._inductor.aoti_load_package(path)
-    assert_compiled(package(*tensors), Model()(*tensors))
+    twins = [t.clone() for t in tensors]
+    got = torch._inductor.aoti_load_package(path)(*tensors)
+    assert_compiled([*got, *tensors], [*Both()(*twins), *twins])
