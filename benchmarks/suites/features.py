@@ -5,7 +5,7 @@
 
 import copy
 import dataclasses
-import importlib
+import importlib.util
 import io
 import pathlib
 import pickle
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -588,7 +588,7 @@ def two_ranks(device: str) -> Iterator[Any]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with suppress(ImportError):
+        if importlib.util.find_spec("srmsnorm.distributed"):
             importlib.import_module("srmsnorm.distributed")  # registers its rules
         dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
         try:
