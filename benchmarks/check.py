@@ -1,8 +1,8 @@
 """Correctness gates speed: how far a provider is from the definition in float64, in units of what rounding explains.
 
 With u the unit roundoff of the dtype and k its roundings: |y' - y| <= ((1 + u)^k - 1) |y|, and for a gradient, row by
-row, |dx' - dx| <= k (u |dx| + 2 u |r g|), where the second term is the price of keeping y rounded. What float32
-accumulation adds is in `_slack`. A result above 1, or NaN, is wrong.
+row, |dx' - dx| <= k (u |dx| + 2 v |r g|), where the second term, with v of y's dtype, is the price of keeping y
+rounded. What float32 accumulation adds is in `_slack`. A result above 1, or NaN, is wrong.
 """
 
 from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def backward_error(
     grad_sum: Tensor | None = None,
 ) -> float:
     """The worst row of a gradient, in units of its bound."""
-    u = torch.finfo(grad.dtype).eps / 2
+    u, of_y = (torch.finfo(t.dtype).eps / 2 for t in (grad, grad_output))
     slack = _slack(x.shape[-1])
 
     def ratios() -> Iterator[Tensor]:
@@ -75,7 +75,7 @@ def backward_error(
             truth = rstd * (g - y * (y * g).mean(-1, keepdim=True))
             truth = truth if gh is None else truth + gh
             size, kept = truth.norm(dim=-1), (rstd * g).norm(dim=-1)
-            bound = (roundings * u + slack) * size + (2 * roundings * u + slack) * kept
+            bound = (roundings * u + slack) * size + (2 * roundings * of_y + slack) * kept
             yield (got - truth).norm(dim=-1) / (bound + torch.finfo(grad.dtype).smallest_normal)
 
     return _worst(ratios())

@@ -4,13 +4,11 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import torch
+from clocks import Clocks
 from progress import Reporter
 from provenance import provenance
 from providers import DEFAULT, Provider, load
 from results import Results
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +21,10 @@ class Plan:
     rows: list[int] | None = None
     elements: int | None = None
     quick: bool = False
+    ops: list[str] | None = None
+    rounds: int | None = None
+    compiled_dims: list[int] | None = None  # where torch.compile takes part; None: everywhere
+    append: bool = False  # go on with the CSV that is there
 
     @property
     def gpu(self) -> bool:
@@ -38,24 +40,43 @@ class Plan:
 
 
 class Recorder:
-    """A suite's CSV and progress together."""
+    """A suite's CSV, progress and clocks together."""
 
     def __init__(self, plan: Plan, suite: str, total: int) -> None:
-        self.results = Results(plan.out / f"{suite}.csv", {"suite": suite, **provenance(plan.device)})
+        common = {"suite": suite, **provenance(plan.device)}
+        self.results = Results(plan.out / f"{suite}.csv", common, plan.append)
         self.reporter = Reporter(suite, total)
+        self.clocks = Clocks(plan.device)
         self.noted: set[str] = set()
 
     def __enter__(self) -> "Recorder":
         self.reporter.__enter__()
+        if self.clocks.why:
+            self.note(self.clocks.why)
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.reporter.__exit__(*error)
         self.results.close()
 
+    def has(self, key: dict[str, Any], providers: list[str]) -> bool:
+        """Whether an earlier part holds these results."""
+        return self.results.has(key, providers)
+
+    def new_case(self, case: str) -> None:
+        self.clocks.reset()
+        self.reporter.new_case(case)
+
+    def add(self, **row: Any) -> None:
+        self.results.add(**self.clocks.row(), **row)
+
     def failed(self, provider: str, status: str, **cell: Any) -> None:
-        """A row without a figure; said once on the way."""
-        if (line := f"{provider}: {status}") not in self.noted:
+        """A row without a figure."""
+        self.note(f"{provider}: {status}")
+        self.results.add(provider=provider, status=status, **cell)
+
+    def note(self, line: str) -> None:
+        """Said once on the way."""
+        if line not in self.noted:
             self.noted.add(line)
             self.reporter.note(line)
-        self.results.add(provider=provider, status=status, **cell)

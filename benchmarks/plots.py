@@ -5,16 +5,25 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
-from report import COLUMNS, _ordered
+from reports.cells import Cell, cells_of
+from reports.common import COLUMNS, ordered
 
 matplotlib.use("Agg")
 matplotlib.rcParams.update({"svg.hashsalt": "srmsnorm", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
 
 from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.ticker import NullLocator  # noqa: E402
+from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: E402
 
 OURS = ("operator", "inlined")
-COLORS = {"ours": "tab:blue", "tr": "tab:red", "to": "tab:orange", "toc": "tab:green", "rms": "tab:purple"}
+COLORS = {
+    "ours": "tab:blue",
+    "tr": "tab:red",
+    "to": "tab:orange",
+    "toc": "tab:green",
+    "rms": "tab:purple",
+    "tocm": "tab:olive",
+    "roof": "black",
+}
 
 
 def plot(frame: pd.DataFrame, stem: pathlib.Path) -> list[pathlib.Path]:
@@ -22,7 +31,7 @@ def plot(frame: pd.DataFrame, stem: pathlib.Path) -> list[pathlib.Path]:
     good = frame[frame["status"] == "ok"]
     if good.empty or frame["suite"].iloc[0] == "features":  # yes and no
         return []
-    figures = {"tables": _tables, "kernels": _kernels, "host": _host, "fusion": _fusion}[frame["suite"].iloc[0]](good)
+    figures = {"tables": _tables, "sweep": _sweep, "host": _host, "fusion": _fusion}[frame["suite"].iloc[0]](good)
     written = []
     for suffix, figure in figures.items():
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
@@ -45,7 +54,7 @@ def _by_n(frame: pd.DataFrame, what: str) -> Any:
     for line, metric in zip(axes, ("speed", "memory"), strict=True):
         for axis, (op, residual) in zip(line, kinds, strict=True):
             rows = frame[(frame["metric"] == metric) & (frame["op"] == op) & (frame["residual"] == residual)]
-            for name in _ordered(rows["provider"]):
+            for name in ordered(rows["provider"]):
                 own = rows[rows["provider"] == name].sort_values("n")
                 axis.plot(own["n"], own["value"], marker="o", ms=3, label=name, color=COLORS.get(name))
             axis.set_xscale("log", base=2)
@@ -62,33 +71,42 @@ def _by_n(frame: pd.DataFrame, what: str) -> Any:
     return figure
 
 
-def _kernels(frame: pd.DataFrame) -> dict[str, Any]:
-    """Fraction of the roof, a group of bars for each operation."""
-    cells = ["dtype", "op", "n", "dim"]
-    roof = frame[frame["provider"] == "roof"].set_index(cells)["value"]
-    bars = frame[frame["provider"] != "roof"]
-    labels = list(dict.fromkeys(zip(*(bars[c] for c in cells), strict=True)))
-    names = _ordered(bars["provider"])
-    figure, axis = plt.subplots(figsize=(max(7, 1.2 * len(labels)), 4), layout="constrained")
-    width = 0.8 / max(1, len(names))
-    for i, name in enumerate(names):
-        value = bars[bars["provider"] == name].set_index(cells)["value"]
-        heights = [roof[c] / value[c] if c in value.index and c in roof.index else 0 for c in labels]
-        axis.bar(
-            [k + i * width for k in range(len(labels))],
-            heights,
-            width,
-            label=COLUMNS.get(name, name),
-            color=COLORS.get(name),
-        )
-    axis.axhline(1, color="black", lw=0.8)
-    axis.set_xticks(
-        [k + 0.4 - width / 2 for k in range(len(labels))], [f"{op}\n{t}\n{n} x {d}" for t, op, n, d in labels]
-    )
-    axis.set_ylabel("fraction of the roof")
-    axis.set_title(frame["device"].iloc[0])
-    axis.legend(ncols=len(names), loc="lower right")
+def _sweep(frame: pd.DataFrame) -> dict[str, Any]:
+    """Bandwidth by dim, the roof as a line: a row of panels for each dtype, a column for each operation."""
+    kinds = list(dict.fromkeys(zip(frame["dtype"], frame["threads"], strict=True)))
+    ops = list(dict.fromkeys(frame["op"]))
+    size = (3.4 * len(ops), 2.7 * len(kinds) + 0.8)
+    figure, axes = plt.subplots(len(kinds), len(ops), figsize=size, layout="constrained", squeeze=False, sharex=True)
+    for line, (dtype, threads) in zip(axes, kinds, strict=True):
+        for axis, op in zip(line, ops, strict=True):
+            rows = frame[(frame["dtype"] == dtype) & (frame["threads"] == threads) & (frame["op"] == op)]
+            _bandwidth(axis, cells_of(rows), ordered(rows["provider"]))
+            axis.set_title(f"{op}, {dtype}" + (f", {threads} threads" if len(set(frame["threads"])) > 1 else ""))
+        line[0].set_ylabel("GB/s")
+    for axis in axes[-1]:
+        axis.set_xlabel("dim")
+    handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=max(1, len(handles)))
+    figure.suptitle(frame["device"].iloc[0])
     return {"": figure}
+
+
+def _bandwidth(axis: Any, cells: list[Cell], names: list[str]) -> None:
+    """The roof differs a little between parts measured apart; a provider is drawn relative to the roof of its part."""
+    cells = sorted((cell for cell in cells if cell.roof), key=lambda cell: (cell.dim, cell.rows))
+    for name in names:
+        own = [cell for cell in cells if name in cell.fraction]
+        style = {"color": "black", "lw": 1} if name == "roof" else {"color": COLORS.get(name), "marker": "o", "ms": 3}
+        axis.plot(
+            [cell.dim for cell in own], [cell.roof * cell.fraction[name] for cell in own],
+            label=COLUMNS.get(name, name), zorder=3 if name == "ours" else 2, **style,
+        )  # fmt: skip
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda dim, _: f"{dim:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.tick_params("x", rotation=45)
+    axis.set_ylim(bottom=0)
+    axis.set_visible(bool(cells))
 
 
 def _fusion(frame: pd.DataFrame) -> dict[str, Any]:

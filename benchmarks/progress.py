@@ -37,5 +37,9 @@ class Reporter:
         """One more step begins."""
         self.bar.update(self.task, description=f"{self.case}: {what}", advance=1)
 
+    def skip(self, steps: int) -> None:
+        """A case that an earlier part measured."""
+        self.bar.update(self.task, advance=steps)
+
     def note(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)

@@ -63,7 +63,11 @@ def of_medians(samples: list[float], repeats: int) -> Statistic:
 
 
 def in_rounds(
-    rounds: int, sample: Mapping[str, Callable[[], Any]], statuses: dict[str, str], tick: Callable[[str], None]
+    rounds: int,
+    sample: Mapping[str, Callable[[], Any]],
+    statuses: dict[str, str],
+    tick: Callable[[str], None],
+    each_round: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Any]]:
     """Each provider's samples. Every round starts with another provider; one that fails is noted and left out."""
     samples: dict[str, list[Any]] = {name: [] for name in sample}
@@ -73,6 +77,7 @@ def in_rounds(
             name = names[(turn + place) % len(names)]
             tick(name)
             attempt(statuses, name, lambda name=name: samples[name].append(sample[name]()))  # type: ignore[misc]
+        each_round()
     return {name: values for name, values in samples.items() if values and name not in statuses}
 
 

@@ -12,7 +12,8 @@ DEFAULT = ("ours", "tr", "to", "toc")
 
 
 class Provider:
-    """Methods that a provider leaves out are not compared. `x` and `residual` share shape and dtype, contiguous."""
+    """Methods that a provider leaves out are not compared. `x` and `residual` share their shape, contiguous; the
+    residual may be float32 beside 16 bits."""
 
     name: ClassVar[str]
     computes: ClassVar[str]
@@ -20,6 +21,7 @@ class Provider:
     devices: ClassVar[tuple[str, ...]] = ("cuda", "cpu")
     roundings: ClassVar[int] = 1  # to the dtype, on the way to y and to a gradient
     residual_roundings: ClassVar[int] = 1  # the same, with a residual or a gradient of the sum
+    compiles: ClassVar[bool] = False  # for each shape anew, which takes seconds
 
     def new_shape(self) -> None:
         """Called before another shape is measured."""
@@ -32,12 +34,18 @@ class Provider:
         """(y, sum); under no_grad."""
         raise NotImplementedError
 
-    def saved(self, x: Tensor) -> tuple[Tensor, ...]:
+    def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
         """What backward takes beside the gradients; under no_grad."""
         raise NotImplementedError
 
     def backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None) -> Tensor:
         """The gradient of x; under no_grad."""
+        raise NotImplementedError
+
+    def backward_pair(
+        self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of x and of a float32 residual; under no_grad."""
         raise NotImplementedError
 
 
@@ -85,11 +93,16 @@ class Ours(Provider):
     def add_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         return self.library.add_srms_norm(x, residual, eps=EPS)
 
-    def saved(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.ops._srms_norm(x, None, EPS)
+    def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.ops._srms_norm(x, residual, EPS)
 
     def backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None) -> Tensor:
         return self.ops._srms_norm_backward(grad_output, *saved, grad_sum)
+
+    def backward_pair(
+        self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.ops._srms_norm_backward_pair(grad_output, *saved, grad_sum)
 
 
 @provider("tr", computes="a Triton kernel pair of this benchmark", keeps="rstd, 4 bytes a row")
@@ -109,8 +122,8 @@ class Triton(Provider):
         assert total is not None
         return y, total
 
-    def saved(self, x: Tensor) -> tuple[Tensor, ...]:
-        y, _, rstd = self.kernels.forward(x, eps=EPS, write_rstd=True)
+    def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
+        y, _, rstd = self.kernels.forward(x, residual, eps=EPS, write_rstd=True)
         assert rstd is not None
         return y, rstd
 
@@ -118,11 +131,26 @@ class Triton(Provider):
         y, rstd = saved
         return self.kernels.backward(grad_output, y, rstd, grad_sum)
 
+    def backward_pair(
+        self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        y, rstd = saved
+        return self.kernels.backward_pair(grad_output, y, rstd, grad_sum)
+
 
 def _backward_formula(grad_output: Tensor, y: Tensor, rstd: Tensor, grad_sum: Tensor | None) -> Tensor:
-    g, y32 = grad_output.float(), y.float()
-    grad = rstd * (g - y32 * (y32 * g).mean(-1, keepdim=True))
-    return (grad if grad_sum is None else grad + grad_sum.float()).to(grad_output.dtype)
+    g, h = grad_output.to(rstd.dtype), y.to(rstd.dtype)
+    grad = rstd * (g - h * (h * g).mean(-1, keepdim=True))
+    return grad if grad_sum is None else grad + grad_sum.to(rstd.dtype)
+
+
+def _one_gradient(grad_output: Tensor, y: Tensor, rstd: Tensor, grad_sum: Tensor | None) -> Tensor:
+    return _backward_formula(grad_output, y, rstd, grad_sum).to(grad_output.dtype)
+
+
+def _both_gradients(grad_output: Tensor, y: Tensor, rstd: Tensor, grad_sum: Tensor | None) -> tuple[Tensor, Tensor]:
+    grad = _backward_formula(grad_output, y, rstd, grad_sum)
+    return grad.to(grad_output.dtype), grad
 
 
 @provider("to", computes="the definition in plain PyTorch, srmsnorm.reference", keeps="what autograd keeps")
@@ -132,7 +160,8 @@ class Eager(Provider):
 
         self._norm: Callable[..., Any] = reference.srms_norm
         self._add_norm: Callable[..., Any] = reference.add_srms_norm
-        self._backward: Callable[..., Any] = _backward_formula
+        self._backward: Callable[..., Any] = _one_gradient
+        self._backward_pair: Callable[..., Any] = _both_gradients
 
     def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self._norm(x, residual, eps=EPS)
@@ -140,30 +169,45 @@ class Eager(Provider):
     def add_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         return self._add_norm(x, residual, eps=EPS)
 
-    def saved(self, x: Tensor) -> tuple[Tensor, ...]:
-        h = x.float()
+    def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
+        h = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        h = h if residual is None else h + residual
         rstd = torch.rsqrt(h.square().mean(-1, keepdim=True) + EPS)
         return (h * rstd).to(x.dtype), rstd
 
     def backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None) -> Tensor:
         return self._backward(grad_output, *saved, grad_sum)
 
+    def backward_pair(
+        self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self._backward_pair(grad_output, *saved, grad_sum)
+
 
 @provider("toc", computes="torch.compile of the definition, for each shape anew", keeps="what the partitioner chooses")
 class Compiled(Eager):
+    compiles = True
+    mode: ClassVar[str | None] = None
+
     def __init__(self) -> None:
         super().__init__()
         import torch._functorch.config
 
         # Backward with retain_graph=True is refused where the compiler may overwrite what forward kept.
         torch._functorch.config.donated_buffer = False
-        self._norm, self._add_norm, self._backward = (
-            torch.compile(f, dynamic=False, fullgraph=True) for f in (self._norm, self._add_norm, self._backward)
+        self._norm, self._add_norm, self._backward, self._backward_pair = (
+            torch.compile(f, dynamic=False, fullgraph=True, mode=self.mode)
+            for f in (self._norm, self._add_norm, self._backward, self._backward_pair)
         )
 
     def new_shape(self) -> None:
         torch.compiler.reset()
         gc.collect()
+
+
+@provider("tocm", computes="the same with mode max-autotune-no-cudagraphs", keeps="what the partitioner chooses")
+class CompiledAutotuned(Compiled):
+    mode = "max-autotune-no-cudagraphs"
 
 
 @provider("rms", computes="F.rms_norm without a weight, of x + residual", keeps="x or the sum, rstd")
@@ -172,17 +216,24 @@ class RMSNorm(Provider):
 
     def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         h = x if residual is None else x + residual
-        return torch.nn.functional.rms_norm(h, x.shape[-1:], eps=EPS)
+        return torch.nn.functional.rms_norm(h, x.shape[-1:], eps=EPS).to(x.dtype)
 
     def add_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         h = x + residual
-        return torch.nn.functional.rms_norm(h, x.shape[-1:], eps=EPS), h
+        return torch.nn.functional.rms_norm(h, x.shape[-1:], eps=EPS).to(x.dtype), h
 
-    def saved(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x, torch.ops.aten._fused_rms_norm(x, x.shape[-1:], None, EPS)[1]
+    def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
+        h = x if residual is None else x + residual
+        return h, torch.ops.aten._fused_rms_norm(h, h.shape[-1:], None, EPS)[1]
 
     def backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None) -> Tensor:
-        x, rstd = saved
+        h, rstd = saved
         mask = [True, False]
-        grad = torch.ops.aten._fused_rms_norm_backward(grad_output, x, x.shape[-1:], rstd, None, mask)[0]
+        grad = torch.ops.aten._fused_rms_norm_backward(grad_output, h, h.shape[-1:], rstd, None, mask)[0]
         return grad if grad_sum is None else grad.add_(grad_sum)
+
+    def backward_pair(
+        self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        grad = self.backward(grad_output.to(saved[0].dtype), saved, grad_sum)
+        return grad.to(grad_output.dtype), grad

@@ -12,9 +12,11 @@ from typer.core import TyperGroup
 # An installed srmsnorm first, else the one built in place.
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
-import report as reports  # noqa: E402
-from plan import DTYPES, Plan  # noqa: E402
+import reports  # noqa: E402
+from operations import DTYPES, OPS  # noqa: E402
+from plan import Plan  # noqa: E402
 from providers import REGISTRY  # noqa: E402
+from results import join as join_parts  # noqa: E402
 from suites import SUITES  # noqa: E402
 
 DEFAULT_SUITE = "tables"
@@ -70,8 +72,12 @@ def _sizes(text: str | None) -> list[int] | None:
 Providers = Annotated[str | None, typer.Option(help="Comma-separated names; --list tells them.")]
 Dims = Annotated[str | None, typer.Option(help="Comma-separated sizes of the last dimension.")]
 Dtypes = Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(DTYPES)}.")]
-Rows = Annotated[str | None, typer.Option(help="Comma-separated numbers of rows (kernels).")]
-Elements = Annotated[int | None, typer.Option(help="Elements of a tensor, where --rows is not given (kernels).")]
+Ops = Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(OPS)} (sweep, small, cpu).")]
+Rows = Annotated[str | None, typer.Option(help="Comma-separated numbers of rows (sweep, small, cpu).")]
+Elements = Annotated[int | None, typer.Option(help="Elements of a tensor, where --rows is not given (sweep, cpu).")]
+CompiledDims = Annotated[str | None, typer.Option(help="The dims at which torch.compile takes part; default: all.")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="In which providers take turns.")]
+Append = Annotated[bool, typer.Option("--append", help="Go on with the CSV that is there: what it holds is skipped.")]
 Out = Annotated[pathlib.Path | None, typer.Option(help="Folder for CSV, Markdown and plots.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer sizes and rounds: does it run, roughly how fast.")]
 Published = Annotated[bool, typer.Option("--published", help="The published H100 figures beside (tables).")]
@@ -79,30 +85,25 @@ Plots = Annotated[bool, typer.Option(help="Draw the plots as well.")]
 Device = Annotated[str | None, typer.Option(help="cuda or cpu; default: cuda where there is one.")]
 
 
-def _run(
-    suites: list[str], providers: str | None, dims: str | None, dtypes: str | None, rows: str | None,
-    elements: int | None, out: pathlib.Path | None, quick: bool, published: bool, plots: bool, device: str | None,
-) -> None:  # fmt: skip
+def _run(suites: list[str], plan: Plan, published: bool, plots: bool) -> None:
     try:
         import srmsnorm  # noqa: F401
     except ImportError as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from None
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cpu":
+    if plan.device == "cpu":
         typer.echo("CPU edition: no GPU is used; sizes are small and say nothing about a GPU.", err=True)
-    plan = Plan(
-        device, out or _default_out(device), _names(providers, REGISTRY), _sizes(dims), _names(dtypes, DTYPES),
-        _sizes(rows), elements, quick,
-    )  # fmt: skip
     for name in suites:
         path = plan.out / f"{name}.csv"
         try:
             SUITES[name].run(plan)
         except KeyboardInterrupt:
-            typer.echo(f"stopped; what was measured is in {path}", err=True)
+            typer.echo(f"stopped; what was measured is in {path}; --append goes on from there", err=True)
             write(path, plan.out, published, plots)
             raise typer.Exit(130) from None
+        except ValueError as error:
+            typer.echo(error, err=True)
+            raise typer.Exit(1) from None
         write(path, plan.out, published, plots)
 
 
@@ -133,15 +134,34 @@ def _suite_command(name: str, suites: list[str], help: str) -> None:
         providers: Providers = None,
         dims: Dims = None,
         dtypes: Dtypes = None,
+        ops: Ops = None,
         rows: Rows = None,
         elements: Elements = None,
+        compiled_dims: CompiledDims = None,
+        rounds: Rounds = None,
         out: Out = None,
+        append: Append = False,
         quick: Quick = False,
         published: Published = False,
         plots: Plots = True,
         device: Device = None,
     ) -> None:
-        _run(suites, providers, dims, dtypes, rows, elements, out, quick, published, plots, device)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        plan = Plan(
+            device,
+            out or _default_out(device),
+            providers=_names(providers, REGISTRY),
+            dims=_sizes(dims),
+            dtypes=_names(dtypes, DTYPES),
+            ops=_names(ops, OPS),
+            rows=_sizes(rows),
+            elements=elements,
+            compiled_dims=_sizes(compiled_dims),
+            rounds=rounds,
+            append=append,
+            quick=quick,
+        )
+        _run(suites, plan, published, plots)
 
 
 for _name, _suite in SUITES.items():
@@ -170,8 +190,20 @@ def page(
     """Write the table of docs/pytorch.md, from a CSV."""
     text, begin, end = PAGE.read_text(encoding="utf-8"), "<!-- features:begin -->\n", "<!-- features:end -->"
     before, after = text.split(begin)[0], text.split(end)[1]
-    made = reports.page(reports.read(csv))
+    made = reports.features.page(reports.read(csv))
     PAGE.write_text(f"{before}{begin}{made}{end}{after}", encoding="utf-8", newline="\n")
+
+
+@app.command()
+def join(
+    parts: Annotated[list[pathlib.Path], typer.Argument(exists=True, dir_okay=False, help="CSVs of one suite.")],
+    out: Annotated[pathlib.Path, typer.Option(help="The CSV to write; may be one of the parts.")],
+) -> None:
+    """One CSV out of parts that were measured apart. Ratios are taken within a part."""
+    try:
+        typer.echo(f"{out}: {join_parts(parts, out)} rows")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 if __name__ == "__main__":

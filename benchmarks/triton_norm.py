@@ -92,12 +92,25 @@ def _forward_kernel(
 
 @triton.jit
 def _store_grad(
-    grad_ptr, grad_sum_ptr, g, y, rstd, mean, offsets, mask, HAS_GRAD_SUM: tl.constexpr, EVEN: tl.constexpr
+    grad_ptr,
+    pair_ptr,
+    grad_sum_ptr,
+    g,
+    y,
+    rstd,
+    mean,
+    offsets,
+    mask,
+    HAS_GRAD_SUM: tl.constexpr,
+    PAIR: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     dh = rstd * (g - y * mean)
     if HAS_GRAD_SUM:
         dh += _load(grad_sum_ptr, offsets, mask, EVEN, "")
     _store(grad_ptr, offsets, dh, mask, EVEN)
+    if PAIR:
+        _store(pair_ptr, offsets, dh, mask, EVEN)
 
 
 @triton.jit
@@ -107,6 +120,7 @@ def _backward_kernel(
     rstd_ptr,
     grad_sum_ptr,
     grad_ptr,
+    pair_ptr,
     rows,
     dim: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -114,6 +128,7 @@ def _backward_kernel(
     ONE_SWEEP: tl.constexpr,
     EVEN: tl.constexpr,
     HAS_GRAD_SUM: tl.constexpr,
+    PAIR: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
@@ -129,7 +144,7 @@ def _backward_kernel(
         g = _load(g_ptr, offsets, mask, EVEN, "")
         y = _load(y_ptr, offsets, mask, EVEN, "")
         mean = tl.sum(y * g, axis=1, keep_dims=True) / dim
-        _store_grad(grad_ptr, grad_sum_ptr, g, y, rstd, mean, offsets, mask, HAS_GRAD_SUM, EVEN)
+        _store_grad(grad_ptr, pair_ptr, grad_sum_ptr, g, y, rstd, mean, offsets, mask, HAS_GRAD_SUM, PAIR, EVEN)
     else:
         product = tl.zeros([ROWS, BLOCK], tl.float32)
         for first in range(0, dim, BLOCK):
@@ -142,7 +157,7 @@ def _backward_kernel(
             mask = in_rows & (first + column < dim)
             g = _load(g_ptr, offsets, mask, EVEN, "evict_first")
             y = _load(y_ptr, offsets, mask, EVEN, "evict_first")
-            _store_grad(grad_ptr, grad_sum_ptr, g, y, rstd, mean, offsets, mask, HAS_GRAD_SUM, EVEN)
+            _store_grad(grad_ptr, pair_ptr, grad_sum_ptr, g, y, rstd, mean, offsets, mask, HAS_GRAD_SUM, PAIR, EVEN)
 
 
 def _tile(rows: int, dim: int, item_size: int) -> tuple[int, int, bool, bool]:
@@ -175,7 +190,7 @@ def forward(
     dim = x.shape[-1]
     rows = x.numel() // dim
     y = torch.empty_like(x)
-    total = torch.empty_like(x) if write_sum else None
+    total = torch.empty_like(x if residual is None else residual) if write_sum else None
     rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device) if write_rstd else None
     columns, height, one_sweep, even = _tile(rows, dim, x.element_size())
     operands = (x, x if residual is None else residual, y, y if total is None else total, x if rstd is None else rstd)
@@ -187,28 +202,45 @@ def forward(
             num_warps=warps,
         )  # fmt: skip
 
-    key = ("forward", dim, x.dtype, rows.bit_length(), residual is None, write_sum)
+    key = ("forward", dim, x.dtype, rows.bit_length(), None if residual is None else residual.dtype, write_sum)
     launch(_warps.get(key) or _tuned(key, columns * height, launch, x.is_cuda))
     return y, total, rstd
 
 
 def backward(grad_output: Tensor, y: Tensor, rstd: Tensor, grad_sum: Tensor | None = None) -> Tensor:
     """The gradient of the input, which is the residual's as well."""
+    grad = torch.empty_like(y)
+    _backward(grad_output, y, rstd, grad_sum, grad, None)
+    return grad
+
+
+def backward_pair(
+    grad_output: Tensor, y: Tensor, rstd: Tensor, grad_sum: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the input and of a float32 residual."""
+    grad, pair = torch.empty_like(y), torch.empty_like(y, dtype=torch.float32)
+    _backward(grad_output, y, rstd, grad_sum, grad, pair)
+    return grad, pair
+
+
+def _backward(
+    grad_output: Tensor, y: Tensor, rstd: Tensor, grad_sum: Tensor | None, grad: Tensor, pair: Tensor | None
+) -> None:
     _check(y)
     dim = y.shape[-1]
     rows = y.numel() // dim
-    grad = torch.empty_like(y)
     columns, height, one_sweep, even = _tile(rows, dim, y.element_size())
-    operands = (grad_output, y, rstd, y if grad_sum is None else grad_sum, grad)
+    operands = (grad_output, y, rstd, y if grad_sum is None else grad_sum, grad, grad if pair is None else pair)
 
     def launch(warps: int) -> None:
         _backward_kernel[(triton.cdiv(rows, height),)](
-            *operands, rows, dim, columns, height, one_sweep, even, grad_sum is not None, num_warps=warps
-        )
+            *operands, rows,
+            dim, columns, height, one_sweep, even, grad_sum is not None, pair is not None,
+            num_warps=warps,
+        )  # fmt: skip
 
-    key = ("backward", dim, y.dtype, rows.bit_length(), grad_sum is None)
+    key = ("backward", dim, y.dtype, rows.bit_length(), grad_sum is None, pair is None)
     launch(_warps.get(key) or _tuned(key, columns * height, launch, y.is_cuda))
-    return grad
 
 
 class _SRMSNorm(torch.autograd.Function):
@@ -216,11 +248,14 @@ class _SRMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, eps: float) -> Tensor:
         y, _, rstd = forward(x, residual, eps=eps, write_rstd=True)
         ctx.save_for_backward(y, rstd)
+        ctx.mixed = residual is not None and residual.dtype != x.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         y, rstd = ctx.saved_tensors
+        if ctx.mixed:
+            return *backward_pair(grad_outputs[0].contiguous(), y, rstd), None
         grad = backward(grad_outputs[0].contiguous(), y, rstd)
         return grad, grad if ctx.needs_input_grad[1] else None, None
 

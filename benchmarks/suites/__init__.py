@@ -2,6 +2,6 @@
 
 from types import ModuleType
 
-from . import features, fusion, host, kernels, tables
+from . import features, fusion, host, sweep, tables
 
-SUITES: dict[str, ModuleType] = {suite.NAME: suite for suite in (tables, kernels, host, fusion, features)}
+SUITES: dict[str, ModuleType] = {suite.NAME: suite for suite in (tables, sweep, host, fusion, features)}

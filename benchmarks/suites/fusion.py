@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from check import attempt, require
-from plan import DTYPES, Plan, Recorder
+from operations import DTYPES
+from plan import Plan, Recorder
 from protocol import Call, EventReplay, WallReplay, in_rounds, of_medians
 from providers import EPS
 from torch import Tensor, nn
@@ -122,7 +123,7 @@ def run(plan: Plan) -> None:
     with Recorder(plan, NAME, len(cells) * len(VARIANTS) * (1 + rounds)) as recorder:
         for model, op, dtype, dim in cells:
             cell = Cell(plan, model, op, dtype, dim)
-            recorder.reporter.new_case(f"{dtype} {cell.batch} x {cell.n} x {dim} {model}, {op}")
+            recorder.new_case(f"{dtype} {cell.batch} x {cell.n} x {dim} {model}, {op}")
             cell.measure(rounds, recorder)
 
 
@@ -180,7 +181,7 @@ class Cell:
             recorder.reporter.tick(f"{name} compile")
             attempt(statuses, name, partial(prepare, name, make))
         for name, values in in_rounds(rounds, replays, statuses, recorder.reporter.tick).items():
-            recorder.results.add(provider=name, **self.row, **of_medians(values, self.repeats).row())
+            recorder.add(provider=name, **self.row, **of_medians(values, self.repeats).row())
         for name, status in statuses.items():
             recorder.failed(name, status, **self.row)
 

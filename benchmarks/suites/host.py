@@ -5,7 +5,8 @@ from functools import partial
 
 import torch
 from check import attempt
-from plan import DTYPES, Plan, Recorder
+from operations import DTYPES
+from plan import Plan, Recorder
 from protocol import Call, host_sample, in_rounds, of_medians
 from providers import EPS
 from torch import Tensor
@@ -79,13 +80,13 @@ def training(norm: Norm, x: Tensor) -> Call:
 
 
 def run(plan: Plan) -> None:
-    rounds = 5 if plan.quick else 30
+    rounds = plan.rounds or (5 if plan.quick else 30)
     dims, dtypes = plan.dims or [2048], plan.dtypes or ["bf16"]
     cells = [(dtype, dim, op) for dtype in dtypes for dim in dims for op in ("forward", "forward + backward")]
     total = sum(len(candidates(dim, plan.device)) for _, dim, _ in cells) * (1 + rounds)
     with Recorder(plan, NAME, total) as recorder:
         for dtype, dim, op in cells:
-            recorder.reporter.new_case(f"{dtype} {ROWS} x {dim} {op}")
+            recorder.new_case(f"{dtype} {ROWS} x {dim} {op}")
             measure(plan.device, dtype, dim, op, rounds, recorder)
 
 
@@ -111,6 +112,6 @@ def measure(device: str, dtype: str, dim: int, op: str, rounds: int, recorder: R
         "protocol": PROTOCOL,
     }  # fmt: skip
     for name, values in in_rounds(rounds, samples, statuses, recorder.reporter.tick).items():
-        recorder.results.add(provider=name, **row, **of_medians(values, repeats).row())
+        recorder.add(provider=name, **row, **of_medians(values, repeats).row())
     for name, status in statuses.items():
         recorder.failed(name, status, **row)

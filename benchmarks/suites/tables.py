@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from check import attempt, check_norm
 from memory import REPEATS, peak_mib
-from plan import DTYPES, Plan, Recorder
+from operations import DTYPES, RESIDUAL_DTYPES
+from plan import Plan, Recorder
 from protocol import do_bench, in_rounds, of_means, quantile
 from providers import Provider
 from torch import Tensor
@@ -35,11 +36,18 @@ def run(plan: Plan) -> None:
         for residual in (False, True)
         for n in lengths
     ]
-    rounds = 1 if plan.quick else 3
+    rounds = plan.rounds or (1 if plan.quick else 3)
     providers, missing = plan.chosen()
     with Recorder(plan, NAME, total=len(cases) * len(providers) * (1 + 2 * rounds + 2)) as recorder:
         for case in cases:
-            recorder.reporter.new_case(str(case))
+            if all(
+                recorder.has({**case.cell, "metric": metric, "op": op}, [provider.name for provider in providers])
+                for metric in ("speed", "memory")
+                for op in ("forward", "backward")
+            ):
+                recorder.reporter.skip(len(providers) * (1 + 2 * rounds + 2))
+                continue
+            recorder.new_case(str(case))
             case.measure(providers, missing, rounds, recorder)
 
 
@@ -54,11 +62,11 @@ class Case:
     def __str__(self) -> str:
         return f"{self.dtype} {' x '.join(map(str, self.shape))}{' with residual' if self.residual else ''}"
 
-    def tensor(self, requires_grad: bool = False) -> Tensor:
-        return torch.randn(self.shape, dtype=DTYPES[self.dtype], device=self.device, requires_grad=requires_grad)
+    def tensor(self, requires_grad: bool = False, dtypes: dict[str, torch.dtype] = DTYPES) -> Tensor:
+        return torch.randn(self.shape, dtype=dtypes[self.dtype], device=self.device, requires_grad=requires_grad)
 
     def leaves(self) -> tuple[Tensor, Tensor | None]:
-        return self.tensor(True), self.tensor(True) if self.residual else None
+        return self.tensor(True), self.tensor(True, RESIDUAL_DTYPES) if self.residual else None
 
     def measure(self, providers: list[Provider], missing: dict[str, str], rounds: int, recorder: Recorder) -> None:
         torch.manual_seed(0)
@@ -93,10 +101,12 @@ class Case:
                     residual.grad = None
 
         calls = {provider.name: partial(sample, provider) for provider in providers}
-        samples = in_rounds(rounds, calls, statuses, lambda name: recorder.reporter.tick(f"{name} {op} speed"))
+        samples = in_rounds(
+            rounds, calls, statuses, lambda name: recorder.reporter.tick(f"{name} {op} speed"), recorder.clocks.sample
+        )
         cell = {"metric": "speed", "op": op, "unit": "ms", "protocol": SPEED if self.device == "cuda" else SPEED_CPU}
         for name, values in samples.items():
-            recorder.results.add(provider=name, **cell, **self.cell, **of_means(values).row())
+            recorder.add(provider=name, **cell, **self.cell, **of_means(values).row())
         self.failures(statuses, cell, recorder)
 
     def memory(self, op: str, providers: list[Provider], statuses: dict[str, str], recorder: Recorder) -> None:
@@ -111,7 +121,7 @@ class Case:
             peaks = peak_mib(partial(prepare, provider), self.device)
             row = {"value": statistics.mean(peaks), "p20": quantile(peaks, 0.2), "p80": quantile(peaks, 0.8)}
             text = {key: f"{value:.6f}" for key, value in row.items()}
-            recorder.results.add(provider=provider.name, **cell, **self.cell, **text, rounds=1, repeats=REPEATS)
+            recorder.add(provider=provider.name, **cell, **self.cell, **text, rounds=1, repeats=REPEATS)
 
         for provider in providers:
             recorder.reporter.tick(f"{provider.name} {op} memory")

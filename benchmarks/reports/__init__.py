@@ -1,0 +1,25 @@
+"""From a CSV alone: Markdown, plots, pages. The same CSV gives the same bytes."""
+
+import pandas as pd
+
+from . import cells, features, fusion, host, tables
+from .common import failures, head, read
+
+__all__ = ["markdown", "read"]
+
+BODIES = {
+    "tables": tables.markdown,
+    "sweep": cells.markdown,
+    "host": host.markdown,
+    "fusion": fusion.markdown,
+    "features": features.markdown,
+}
+
+
+def markdown(frame: pd.DataFrame, published: bool = False) -> str:
+    """Everything a suite prints."""
+    if frame.empty:
+        return "Nothing was measured.\n"
+    suite = frame["suite"].iloc[0]
+    body = BODIES[suite](frame, published)
+    return "\n\n".join([*head(frame), *body, *failures(frame)]) + "\n"

@@ -1,0 +1,49 @@
+"""The eight published tables."""
+
+import pathlib
+from collections.abc import Callable
+
+import pandas as pd
+
+from .common import figure, grid, legend, ordered
+
+PUBLISHED = pathlib.Path(__file__).resolve().parent.parent / "h100_tables.csv"
+KINDS = [(m, o, r) for m in ("speed", "memory") for o in ("forward", "backward") for r in ("False", "True")]
+
+
+def markdown(frame: pd.DataFrame, published: bool) -> list[str]:
+    parts = []
+    names = ordered(frame["provider"])
+    for (dtype, dim, batch), group in frame.groupby(["dtype", "dim", "batch"], sort=False):
+        for metric, op, residual in KINDS:
+            rows = group[(group["metric"] == metric) & (group["op"] == op) & (group["residual"] == residual)]
+            if rows.empty:
+                continue
+            unit, protocol = rows["unit"].iloc[0], rows["protocol"].iloc[0]
+            with_residual = "with residual" if residual == "True" else "without residual"
+            title = f"## {metric.capitalize()} ({unit}), {op}, {with_residual}"
+            note = f"batch {batch}, dim {dim}, {dtype}; {protocol}"
+            lengths = sorted(set(rows["n"]))
+            form = (lambda v: f"{v:.4f}") if metric == "speed" else (lambda v: f"{v:.1f}")
+            cells = {"n": [str(n) for n in lengths]}
+            for name in names:
+                of_name = rows[rows["provider"] == name]
+                cells[name] = [figure(of_name[of_name["n"] == n], form) for n in lengths]
+            if published and (batch, dim, dtype) == (4, 2048, "bf16"):
+                cells |= published_columns(metric, op, residual, lengths, form)
+            parts += [title, note, grid(cells)]
+    return [*legend(names), *parts]
+
+
+def published_columns(
+    metric: str, op: str, residual: str, lengths: list[int], form: Callable[[float], str]
+) -> dict[str, list[str]]:
+    """The columns published for an H100."""
+    frame = pd.read_csv(PUBLISHED, dtype={"residual": str})
+    direction = {"forward": "fwd", "backward": "bwd"}[op]
+    rows = frame[(frame["metric"] == metric) & (frame["direction"] == direction) & (frame["residual"] == residual)]
+    by_n = rows.set_index("n")
+    return {
+        f"H100 {name}": [form(by_n.loc[n, name]) if n in by_n.index else "" for n in lengths]
+        for name in ("tr", "to", "toc")
+    }
