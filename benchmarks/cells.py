@@ -131,13 +131,23 @@ def measure(cell: Cell, providers: list[Provider], statuses: dict[str, str], rou
 
 def run(plan: Plan, suite: str, wanted: list[Cell], default: tuple[str, ...], rounds: int) -> None:
     """All cells that the CSV does not hold already."""
+    import precompile
+
     providers, missing = plan.chosen(default)
-    steps = (1 + len(providers)) * (1 + rounds)
-    with Recorder(plan, suite, total=len(wanted) * steps) as recorder, torch.no_grad():
-        for cell in wanted:
-            taking_part = [p for p in providers if not p.compiles or cell.dim in (plan.compiled_dims or [cell.dim])]
-            if recorder.has(cell.key(), [ROOF, *(p.name for p in taking_part)]):
-                recorder.reporter.skip(steps)
-                continue
+    with Recorder(plan, suite) as recorder, torch.no_grad():
+        todo = [(cell, taking_part(cell, providers, plan)) for cell in wanted]
+        todo = [(cell, those) for cell, those in todo if not recorder.has(cell.key(), [ROOF, *(p.name for p in those)])]
+        work = [(cell, p.name) for cell, those in todo for p in those if p.caches]
+        jobs = plan.jobs if plan.jobs is not None else precompile.jobs_for(wanted) if plan.gpu else 0
+        work = work if jobs else []
+        recorder.reporter.expect(len(work) + sum((1 + len(those)) * (1 + rounds) for _, those in todo))
+        if work:
+            recorder.new_case(f"compiling ahead, {jobs} at a time")
+            precompile.ahead(work, jobs, recorder.reporter.tick)
+        for cell, those in todo:
             recorder.new_case(str(cell))
-            measure(cell, taking_part, dict(missing), rounds, recorder)
+            measure(cell, those, dict(missing), rounds, recorder)
+
+
+def taking_part(cell: Cell, providers: list[Provider], plan: Plan) -> list[Provider]:
+    return [p for p in providers if not p.compiles or plan.compiled_dims is None or cell.dim in plan.compiled_dims]

@@ -24,6 +24,7 @@ class Plan:
     ops: list[str] | None = None
     rounds: int | None = None
     compiled_dims: list[int] | None = None  # where torch.compile takes part; None: everywhere
+    jobs: int | None = None  # processes that compile ahead
     append: bool = False  # go on with the CSV that is there
 
     @property
@@ -42,7 +43,7 @@ class Plan:
 class Recorder:
     """A suite's CSV, progress and clocks together."""
 
-    def __init__(self, plan: Plan, suite: str, total: int) -> None:
+    def __init__(self, plan: Plan, suite: str, total: int = 0) -> None:
         common = {"suite": suite, **provenance(plan.device)}
         self.results = Results(plan.out / f"{suite}.csv", common, plan.append)
         self.reporter = Reporter(suite, total)

@@ -37,6 +37,9 @@ class Reporter:
         """One more step begins."""
         self.bar.update(self.task, description=f"{self.case}: {what}", advance=1)
 
+    def expect(self, total: int) -> None:
+        self.bar.update(self.task, total=total)
+
     def skip(self, steps: int) -> None:
         """A case that an earlier part measured."""
         self.bar.update(self.task, advance=steps)

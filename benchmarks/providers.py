@@ -22,6 +22,7 @@ class Provider:
     roundings: ClassVar[int] = 1  # to the dtype, on the way to y and to a gradient
     residual_roundings: ClassVar[int] = 1  # the same, with a residual or a gradient of the sum
     compiles: ClassVar[bool] = False  # for each shape anew, which takes seconds
+    caches: ClassVar[bool] = False  # on disk what it compiles: another process may do it ahead
 
     def new_shape(self) -> None:
         """Called before another shape is measured."""
@@ -108,6 +109,7 @@ class Ours(Provider):
 @provider("tr", computes="a Triton kernel pair of this benchmark", keeps="rstd, 4 bytes a row")
 class Triton(Provider):
     devices = ("cuda",)
+    caches = True
 
     def __init__(self) -> None:
         import triton_norm
@@ -187,6 +189,7 @@ class Eager(Provider):
 @provider("toc", computes="torch.compile of the definition, for each shape anew", keeps="what the partitioner chooses")
 class Compiled(Eager):
     compiles = True
+    caches = True
     mode: ClassVar[str | None] = None
 
     def __init__(self) -> None:

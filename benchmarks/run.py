@@ -77,6 +77,7 @@ Rows = Annotated[str | None, typer.Option(help="Comma-separated numbers of rows 
 Elements = Annotated[int | None, typer.Option(help="Elements of a tensor, where --rows is not given (sweep, cpu).")]
 CompiledDims = Annotated[str | None, typer.Option(help="The dims at which torch.compile takes part; default: all.")]
 Rounds = Annotated[int | None, typer.Option(min=1, help="In which providers take turns.")]
+Jobs = Annotated[int | None, typer.Option(min=0, help="Processes that compile ahead of the timings (sweep, small).")]
 Append = Annotated[bool, typer.Option("--append", help="Go on with the CSV that is there: what it holds is skipped.")]
 Out = Annotated[pathlib.Path | None, typer.Option(help="Folder for CSV, Markdown and plots.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer sizes and rounds: does it run, roughly how fast.")]
@@ -139,6 +140,7 @@ def _suite_command(name: str, suites: list[str], help: str) -> None:
         elements: Elements = None,
         compiled_dims: CompiledDims = None,
         rounds: Rounds = None,
+        jobs: Jobs = None,
         out: Out = None,
         append: Append = False,
         quick: Quick = False,
@@ -158,6 +160,7 @@ def _suite_command(name: str, suites: list[str], help: str) -> None:
             elements=elements,
             compiled_dims=_sizes(compiled_dims),
             rounds=rounds,
+            jobs=jobs,
             append=append,
             quick=quick,
         )

@@ -23,6 +23,7 @@ import cells  # noqa: E402
 import check  # noqa: E402
 import memory  # noqa: E402
 import operations  # noqa: E402
+import precompile  # noqa: E402
 import protocol  # noqa: E402
 import reports  # noqa: E402
 import results  # noqa: E402
@@ -276,6 +277,24 @@ def test_parts_are_joined_and_ratios_stay_within_a_part(tmp_path):
     assert (cell.best, cell.ratio) == ("tocm", pytest.approx(0.98 / 0.97, rel=1e-4))
     with pytest.raises(ValueError, match="different suites"):
         results.join([parts[0], EXAMPLES / "host.csv"], tmp_path / "no.csv")
+
+
+def test_what_was_compiled_ahead_is_found_in_the_cache(monkeypatch):
+    """Another process compiles; here the compiler's cache answers. A dim that no earlier run has left there."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
+    ticked = []
+    cell = cells.Cell("cpu", "fp32", "forward", 3, 100 + time.time_ns() % 1_000_000)
+    torch.use_deterministic_algorithms(False)  # part of the cache's key
+    precompile.ahead([(cell, "toc")], 1, ticked.append)
+    assert ticked == [f"toc {cell}"]
+    counters.clear()
+    toc = REGISTRY["toc"]()
+    toc.new_shape()
+    with torch.no_grad():
+        cell.operation.call(toc, cell.operands())()
+    assert counters["inductor"]["fxgraph_cache_hit"] == 1, counters["inductor"]
 
 
 def test_another_device_is_not_mixed_in(tmp_path):
