@@ -3,6 +3,7 @@
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -16,10 +17,13 @@ import reports  # noqa: E402
 from operations import DTYPES, OPS  # noqa: E402
 from plan import Plan  # noqa: E402
 from providers import REGISTRY  # noqa: E402
+from reports.common import insert  # noqa: E402
 from results import join as join_parts  # noqa: E402
 from suites import SUITES  # noqa: E402
 
 DEFAULT_SUITE = "tables"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README, PAGE = ROOT / "README.md", ROOT / "docs/pytorch.md"
 
 
 class _DefaultGroup(TyperGroup):
@@ -81,12 +85,12 @@ Jobs = Annotated[int | None, typer.Option(min=0, help="Processes that compile ah
 Append = Annotated[bool, typer.Option("--append", help="Go on with the CSV that is there: what it holds is skipped.")]
 Out = Annotated[pathlib.Path | None, typer.Option(help="Folder for CSV, Markdown and plots.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer sizes and rounds: does it run, roughly how fast.")]
-Published = Annotated[bool, typer.Option("--published", help="The published H100 figures beside (tables).")]
+Published = Annotated[bool | None, typer.Option(help="Earlier figures of an H100 or H200 beside; default: on a GPU.")]
 Plots = Annotated[bool, typer.Option(help="Draw the plots as well.")]
 Device = Annotated[str | None, typer.Option(help="cuda or cpu; default: cuda where there is one.")]
 
 
-def _run(suites: list[str], plan: Plan, published: bool, plots: bool) -> None:
+def _run(suites: list[str], plan: Plan, published: bool | None, plots: bool) -> None:
     try:
         import srmsnorm  # noqa: F401
     except ImportError as error:
@@ -114,7 +118,7 @@ def _default_out(device: str) -> pathlib.Path:
     return pathlib.Path(__file__).resolve().parent / "results" / slug
 
 
-def write(path: pathlib.Path, out: pathlib.Path, published: bool, plots: bool) -> None:
+def write(path: pathlib.Path, out: pathlib.Path, published: bool | None, plots: bool) -> None:
     """Markdown to stdout and beside the CSV, plots beside it."""
     if not path.exists():
         return
@@ -144,7 +148,7 @@ def _suite_command(name: str, suites: list[str], help: str) -> None:
         out: Out = None,
         append: Append = False,
         quick: Quick = False,
-        published: Published = False,
+        published: Published = None,
         plots: Plots = True,
         device: Device = None,
     ) -> None:
@@ -176,25 +180,11 @@ _suite_command("all", list(SUITES), "every suite, one after the other")
 def report(
     csv: Annotated[pathlib.Path, typer.Argument(exists=True, dir_okay=False, help="A CSV that a suite wrote.")],
     out: Out = None,
-    published: Published = False,
+    published: Published = None,
     plots: Plots = True,
 ) -> None:
     """Markdown and plots again, from a CSV."""
     write(csv, out or csv.parent, published, plots)
-
-
-PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs/pytorch.md"
-
-
-@app.command()
-def page(
-    csv: Annotated[pathlib.Path, typer.Argument(exists=True, dir_okay=False, help="A CSV of the suite `features`.")],
-) -> None:
-    """Write the table of docs/pytorch.md, from a CSV."""
-    text, begin, end = PAGE.read_text(encoding="utf-8"), "<!-- features:begin -->\n", "<!-- features:end -->"
-    before, after = text.split(begin)[0], text.split(end)[1]
-    made = reports.features.page(reports.read(csv))
-    PAGE.write_text(f"{before}{begin}{made}{end}{after}", encoding="utf-8", newline="\n")
 
 
 @app.command()
@@ -207,6 +197,34 @@ def join(
         typer.echo(f"{out}: {join_parts(parts, out)} rows")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
+def readme(
+    folder: Annotated[pathlib.Path, typer.Argument(exists=True, file_okay=False, help="Results of one machine.")],
+    path: Annotated[pathlib.Path, typer.Option("--readme", exists=True, help="The file to write to.")] = README,
+) -> None:
+    """The tables of the project's README, from the CSVs of a folder."""
+    import reports.readme
+
+    _insert(path, "tables", lambda: reports.readme.section(folder, path.parent))
+
+
+@app.command()
+def page(
+    csv: Annotated[pathlib.Path, typer.Argument(exists=True, dir_okay=False, help="A CSV of the suite `features`.")],
+    path: Annotated[pathlib.Path, typer.Option("--page", exists=True, help="The file to write to.")] = PAGE,
+) -> None:
+    """The table of docs/pytorch.md, from a CSV."""
+    _insert(path, "features", lambda: reports.features.page(reports.read(csv)))
+
+
+def _insert(path: pathlib.Path, markers: str, text: Callable[[], str]) -> None:
+    try:
+        changed = insert(path, markers, text())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    typer.echo(f"{path}: {'written' if changed else 'no change'}")
 
 
 if __name__ == "__main__":

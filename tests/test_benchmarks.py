@@ -25,10 +25,11 @@ import memory  # noqa: E402
 import operations  # noqa: E402
 import precompile  # noqa: E402
 import protocol  # noqa: E402
-import reports  # noqa: E402
+import reports.readme  # noqa: E402
 import results  # noqa: E402
 from plan import Plan, Recorder  # noqa: E402
 from providers import REGISTRY, Eager  # noqa: E402
+from reports.common import insert  # noqa: E402
 from suites import SUITES, features, fusion, sweep, tables  # noqa: E402
 
 
@@ -152,7 +153,7 @@ def test_the_memory_account_agrees_with_known_tensors(device, plain_memory):
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_markdown_comes_from_the_csv_byte_for_byte(suite):
-    text = reports.markdown(reports.read(EXAMPLES / f"{suite}.csv"), published=True)
+    text = reports.markdown(reports.read(EXAMPLES / f"{suite}.csv"))
     assert text.encode() == (EXAMPLES / f"{suite}.md").read_bytes()
 
 
@@ -279,6 +280,39 @@ def test_parts_are_joined_and_ratios_stay_within_a_part(tmp_path):
         results.join([parts[0], EXAMPLES / "host.csv"], tmp_path / "no.csv")
 
 
+def test_the_readme_is_written_from_the_results(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n\n<!-- tables:begin -->\nold\n<!-- tables:end -->\n\nafter\n")
+    assert insert(readme, "tables", reports.readme.section(EXAMPLES, tmp_path))
+    text = readme.read_text()
+    assert text.startswith("before\n\n<!-- tables:begin -->\n") and text.endswith("<!-- tables:end -->\n\nafter\n")
+    assert "old" not in text
+    assert not insert(readme, "tables", reports.readme.section(EXAMPLES, tmp_path))
+    with pytest.raises(ValueError, match="needs one"):
+        insert(readme, "features", "")
+    published = next(line for line in text.splitlines() if " speed, forward |" in line)
+    assert "0.0500" in published and "0.1112" in published  # ours and torch.compile's on the H100, at n = 2048
+    assert "Worst cell: mixed, backward+sum" in text
+
+
+def test_the_projects_readme_holds_the_committed_results():
+    """Tables that nobody typed."""
+    folders = [path.parent for path in (BENCHMARKS / "results").glob("nvidia-*/tables.csv")]
+    readme = BENCHMARKS.parent / "README.md"
+    _, _, rest = readme.read_text(encoding="utf-8").partition("<!-- tables:begin -->\n")
+    section = rest.partition("<!-- tables:end -->")[0]
+    assert section in ["", *(reports.readme.section(folder, readme.parent) for folder in folders)]
+    if folders:
+        assert section
+
+
+@pytest.mark.parametrize(
+    "path", sorted((BENCHMARKS / "results").glob("*/*.csv")), ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
+def test_committed_markdown_comes_from_its_csv(path):
+    assert reports.markdown(reports.read(path)).encode() == path.with_suffix(".md").read_bytes()
+
+
 def test_what_was_compiled_ahead_is_found_in_the_cache(monkeypatch):
     """Another process compiles; here the compiler's cache answers. A dim that no earlier run has left there."""
     from torch._dynamo.utils import counters
@@ -350,14 +384,13 @@ def test_features_can_be_missing(monkeypatch, plain_memory):
         assert features.outcome(name, "Python custom_op", "cpu") != "ok", name
 
 
-def test_page(tmp_path, monkeypatch):
+def test_page(tmp_path):
     """The table goes between the markers, and nowhere else."""
     import run
 
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- features:begin -->\nold\n<!-- features:end -->\nafter\n")
-    monkeypatch.setattr(run, "PAGE", page)
-    run.page(EXAMPLES / "features.csv")
+    run.page(EXAMPLES / "features.csv", page)
     text = page.read_text()
     assert text.startswith("before\n<!-- features:begin -->\n|") and text.endswith("<!-- features:end -->\nafter\n")
     assert "old" not in text and "| srmsnorm" in text
@@ -373,7 +406,7 @@ def test_command_line(tmp_path):
     assert listed.returncode == 0
     for name in ("suite tables", "suite sweep", "suite host", "provider ours", "provider toc"):
         assert name in listed.stdout
-    again = run("report", str(EXAMPLES / "tables.csv"), "--published", "--no-plots", "--out", str(tmp_path))
+    again = run("report", str(EXAMPLES / "tables.csv"), "--no-plots", "--out", str(tmp_path))
     assert (tmp_path / "tables.md").read_bytes() == (EXAMPLES / "tables.md").read_bytes()
     assert again.stdout == (EXAMPLES / "tables.md").read_text()
     assert run("--providers", "nobody").returncode != 0

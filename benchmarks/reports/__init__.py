@@ -3,7 +3,7 @@
 import pandas as pd
 
 from . import cells, features, fusion, host, tables
-from .common import failures, head, read
+from .common import failures, head, read, without_gpu
 
 __all__ = ["markdown", "read"]
 
@@ -16,10 +16,11 @@ BODIES = {
 }
 
 
-def markdown(frame: pd.DataFrame, published: bool = False) -> str:
-    """Everything a suite prints."""
+def markdown(frame: pd.DataFrame, published: bool | None = None) -> str:
+    """Everything a suite prints; the published figures beside those of a GPU."""
     if frame.empty:
         return "Nothing was measured.\n"
+    published = not without_gpu(frame) if published is None else published
     suite = frame["suite"].iloc[0]
     body = BODIES[suite](frame, published)
     return "\n\n".join([*head(frame), *body, *failures(frame)]) + "\n"

@@ -86,13 +86,12 @@ def cells_of(frame: pd.DataFrame) -> list[Cell]:
 
 def markdown(frame: pd.DataFrame, published: bool) -> list[str]:
     names = [name for name in ordered(frame["provider"]) if name not in ("ours", "roof")]
-    before = published or "H200" in frame["device"].iloc[0]
-    parts = [NOTE, *([NOTE_PEERS] if before else []), *legend(names), *summary(cells_of(frame))]
+    parts = [NOTE, *([NOTE_PEERS] if published else []), *legend(names), *summary(cells_of(frame))]
     threads = list(dict.fromkeys(frame["threads"]))
     for (dtype, op, count), group in frame.groupby(["dtype", "op", "threads"], sort=False):
         lines = sorted(cells_of(group), key=lambda cell: (cell.dim, cell.rows))
         several = f", {count} thread{'' if count == '1' else 's'}" if len(threads) > 1 else ""
-        parts += [f"## {dtype}, {op}{several}", _grid(lines, names, before and dtype == "bf16")]
+        parts += [f"## {dtype}, {op}{several}", _grid(lines, names, published and dtype == "bf16")]
     return parts
 
 

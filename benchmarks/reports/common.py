@@ -18,7 +18,7 @@ COLUMNS = {
     "flashinfer": "flashinfer",
 }
 # p20 to p80 over the median above which a figure is no figure. Host times and CPUs spread by nature.
-NOISE = {"sweep": 0.05, "small": 0.1, "tables": 0.2, "host": 0.6}
+NOISE = {"sweep": 0.05, "small": 0.1, "tables": 0.5, "host": 0.6}
 NOISE_CPU = 0.6
 NOISY = "noisy"
 NUMBERS = ("value", "p20", "p80", "n", "dim", "batch", "bytes", "clock")
@@ -109,3 +109,14 @@ def failures(frame: pd.DataFrame) -> list[str]:
     if count := sum(noisy(row) for _, row in good.iterrows()):
         lines.append(f"- {NOISY}: {count} of {len(good)} figures, whose rounds spread too widely; measure them again")
     return ["Without a figure:\n\n" + "\n".join(lines)] if lines else []
+
+
+def insert(path: pathlib.Path, markers: str, text: str) -> bool:
+    """Puts the text between the file's two markers. Whether anything changed."""
+    begin, end = f"<!-- {markers}:begin -->\n", f"<!-- {markers}:end -->"
+    old = path.read_text(encoding="utf-8")
+    if old.count(begin) != 1 or old.count(end) != 1:
+        raise ValueError(f"{path} needs one {begin.strip()} and one {end}")
+    new = old.partition(begin)[0] + begin + text + end + old.partition(end)[2]
+    path.write_text(new, encoding="utf-8", newline="\n")
+    return new != old

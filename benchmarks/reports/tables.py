@@ -16,7 +16,7 @@ def markdown(frame: pd.DataFrame, published: bool) -> list[str]:
     names = ordered(frame["provider"])
     for (dtype, dim, batch), group in frame.groupby(["dtype", "dim", "batch"], sort=False):
         for metric, op, residual in KINDS:
-            rows = group[(group["metric"] == metric) & (group["op"] == op) & (group["residual"] == residual)]
+            rows = of_kind(group, (metric, op, residual))
             if rows.empty:
                 continue
             unit, protocol = rows["unit"].iloc[0], rows["protocol"].iloc[0]
@@ -24,15 +24,28 @@ def markdown(frame: pd.DataFrame, published: bool) -> list[str]:
             title = f"## {metric.capitalize()} ({unit}), {op}, {with_residual}"
             note = f"batch {batch}, dim {dim}, {dtype}; {protocol}"
             lengths = sorted(set(rows["n"]))
-            form = (lambda v: f"{v:.4f}") if metric == "speed" else (lambda v: f"{v:.1f}")
-            cells = {"n": [str(n) for n in lengths]}
-            for name in names:
-                of_name = rows[rows["provider"] == name]
-                cells[name] = [figure(of_name[of_name["n"] == n], form) for n in lengths]
+            cells = {"n": [str(n) for n in lengths], **columns(rows, names, lengths, metric)}
             if published and (batch, dim, dtype) == (4, 2048, "bf16"):
-                cells |= published_columns(metric, op, residual, lengths, form)
+                cells |= published_columns(metric, op, residual, lengths, form(metric))
             parts += [title, note, grid(cells)]
     return [*legend(names), *parts]
+
+
+def of_kind(frame: pd.DataFrame, kind: tuple[str, str, str]) -> pd.DataFrame:
+    metric, op, residual = kind
+    return frame[(frame["metric"] == metric) & (frame["op"] == op) & (frame["residual"] == residual)]
+
+
+def form(metric: str) -> Callable[[float], str]:
+    return (lambda v: f"{v:.4f}") if metric == "speed" else (lambda v: f"{v:.1f}")
+
+
+def columns(rows: pd.DataFrame, names: list[str], lengths: list[int], metric: str) -> dict[str, list[str]]:
+    """A column for each provider."""
+    return {
+        name: [figure(rows[(rows["provider"] == name) & (rows["n"] == n)], form(metric)) for n in lengths]
+        for name in names
+    }
 
 
 def published_columns(

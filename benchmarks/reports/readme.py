@@ -1,0 +1,70 @@
+"""The tables of the project's README, from the CSVs of one machine."""
+
+import os
+import pathlib
+
+import pandas as pd
+
+from . import cells, tables
+from .common import COLUMNS, failures, grid, ordered, read
+
+
+def section(folder: pathlib.Path, root: pathlib.Path) -> str:
+    """What stands between the markers; links are relative to `root`."""
+    link = pathlib.PurePath(os.path.relpath(folder, root)).as_posix()
+    parts = _tables(folder / "tables.csv", link)
+    if (folder / "sweep.csv").exists():
+        parts += _sweep(folder / "sweep.csv", link)
+    return "\n\n".join(parts) + "\n"
+
+
+def _tables(path: pathlib.Path, link: str) -> list[str]:
+    frame = read(path)
+    frame = frame[(frame["batch"] == 4) & (frame["dim"] == 2048) & (frame["dtype"] == "bf16")]
+    if frame.empty:
+        raise ValueError(f"{path} has no results at batch 4, dim 2048, bf16")
+    first, names = frame.iloc[0], ordered(frame["provider"])
+    longest = int(frame["n"].max())
+    legend = ", ".join(f"`{name}` {COLUMNS[name]}" for name in names if name in COLUMNS)
+    return [
+        f"One {first['device']}, torch {first['torch']}, CUDA {first['cuda']}: x of 4 × n × 2048 in bfloat16; speed in "
+        f"milliseconds, memory in MiB. `ours` is srmsnorm, {legend}. `H100` are the figures published for an H100 with "
+        "another Triton kernel. How each figure is measured, and what it does not mean: "
+        "[benchmarks/README.md](benchmarks/README.md).",
+        f"n = {longest}:",
+        grid(lines(frame, names, [longest])),
+        "<details><summary>All n</summary>",
+        grid(lines(frame, names, sorted({int(n) for n in frame["n"]}))),
+        *failures(frame),
+        f"Time and memory by n:\n\n![time and memory by n]({link}/tables.png)",
+        "</details>",
+    ]
+
+
+def lines(frame: pd.DataFrame, names: list[str], lengths: list[int]) -> dict[str, list[str]]:
+    """A line for each of the eight tables and each n."""
+    table: dict[str, list[str]] = {}
+    for kind in tables.KINDS:
+        metric, op, residual = kind
+        rows = tables.of_kind(frame, kind)
+        if rows.empty:
+            continue
+        line = {
+            "": [f"{metric}, {op}{', residual' if residual == 'True' else ''}"] * len(lengths),
+            **({"n": [str(n) for n in lengths]} if len(lengths) > 1 else {}),
+            **tables.columns(rows, names, lengths, metric),
+            **tables.published_columns(metric, op, residual, lengths, tables.form(metric)),
+        }
+        for key, column in line.items():
+            table.setdefault(key, []).extend(column)
+    return table
+
+
+def _sweep(path: pathlib.Path, link: str) -> list[str]:
+    frame = read(path)
+    return [
+        "Over dims and dtypes, as fractions of the roof, the time of a plain PyTorch operation that moves the same "
+        f"bytes ([every cell]({link}/sweep.md)):",
+        *cells.summary(cells.cells_of(frame)),
+        f"![bandwidth by dim]({link}/sweep.png)",
+    ]
