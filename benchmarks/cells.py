@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 from check import attempt
-from operations import OPS, Op, Tensors, operation, roof, tensor_dtype
+from operations import Op, Tensors, operation, roof, tensor_dtype
 from plan import Plan, Recorder
-from protocol import Call, EventReplay, GraphReplay, WallReplay, in_rounds, l2_bytes, of_medians
+from protocol import Call, EventReplay, GraphReplay, WallReplay, host_sample, in_rounds, l2_bytes, of_medians
 from providers import Provider
 
 ROOF = "roof"
 EVENTS = "CUDA events around eager calls, L2 cleared, median of rounds"
 GRAPH = "CUDA graph of many calls, median of rounds"
 WALL = "wall clock, median of rounds"
+HOST = "wall clock of eager calls, median of rounds"
+HOST_CALLS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Cell:
     op: str
     rows: int
     dim: int
+    threads: int = dataclasses.field(default_factory=torch.get_num_threads)
 
     def __str__(self) -> str:
         return f"{self.dtype} {self.rows} x {self.dim} {self.op}"
@@ -68,7 +71,7 @@ class Cell:
     def key(self) -> dict[str, Any]:
         return {
             "metric": "speed", "op": self.op, "dtype": self.dtype, "batch": 1, "n": self.rows, "dim": self.dim,
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
         }  # fmt: skip
 
     def operands(self, make: Callable[..., torch.Tensor] = torch.randn) -> Tensors:
@@ -79,40 +82,35 @@ class Cell:
         }
 
 
-def cells(plan: Plan, dims: list[int], elements: Callable[[str], int]) -> list[Cell]:
-    """All that the plan asks for, dtype by dtype; `elements` of a tensor follow from the dtype."""
-    shapes = [
-        (dtype, rows, dim)
-        for dtype in plan.dtypes or ["bf16"]
-        for dim in plan.dims or dims
-        for rows in plan.rows or [max(1, (plan.elements or elements(dtype)) // dim)]
-    ]
+def cells(plan: Plan, shapes: list[tuple[int, int]], ops: list[str], dtypes: list[str] | None = None) -> list[Cell]:
+    """All that there are of them, dtype by dtype."""
     return [
         Cell(plan.device, dtype, op, rows, dim)
-        for dtype, rows, dim in shapes
-        for op in plan.ops or OPS
+        for dtype in dtypes or plan.dtypes or ["bf16"]
+        for rows, dim in shapes
+        for op in ops
         if operation(op, dtype) is not None
     ]
 
 
-def measure(cell: Cell, providers: list[Provider], statuses: dict[str, str], rounds: int, recorder: Recorder) -> None:
-    """GPU time (a CPU: wall time) of one call."""
+def measure(
+    cell: Cell, providers: list[Provider], statuses: dict[str, str], rounds: int, recorder: Recorder, eager: bool
+) -> None:
+    """GPU time of a call (a CPU: wall time); with `eager` the host's time as well."""
+    torch.set_num_threads(cell.threads)
     operands: list[Tensors] = []
-    replays: dict[str, Callable[[], float]] = {}
-
-    def replay(calls: list[Call]) -> Callable[[], float]:
-        return cell.replay(calls, cell.repeats).sample
+    calls: dict[str, list[Call]] = {}
 
     def prepare_roof() -> None:
         torch.manual_seed(0)
         operands.extend(cell.operands() for _ in range(cell.buffers))
-        replays[ROOF] = replay([roof(cell.operation, cell.dtype, t) for t in operands])
+        calls[ROOF] = [roof(cell.operation, cell.dtype, t) for t in operands]
 
     def prepare(provider: Provider) -> None:
         provider.new_shape()
-        calls = [cell.operation.call(provider, t) for t in operands]
-        cell.operation.check(provider, operands[0], calls[0]())
-        replays[provider.name] = replay(calls)
+        of_provider = [cell.operation.call(provider, t) for t in operands]
+        cell.operation.check(provider, operands[0], of_provider[0]())
+        calls[provider.name] = of_provider
 
     recorder.reporter.tick(ROOF)
     attempt(statuses, ROOF, prepare_roof)
@@ -121,15 +119,37 @@ def measure(cell: Cell, providers: list[Provider], statuses: dict[str, str], rou
     for provider in providers:
         recorder.reporter.tick(f"{provider.name} check")
         attempt(statuses, provider.name, partial(prepare, provider))
-    samples = in_rounds(rounds, replays, statuses, recorder.reporter.tick, recorder.clocks.sample)
-    row = cell.row()
+    replay: Sampler = lambda c: cell.replay(c, cell.repeats).sample  # noqa: E731
+    _time(calls, statuses, replay, rounds, cell.repeats, cell.row(), recorder)
+    if eager:
+        host: Sampler = lambda c: partial(host_sample, c[0], HOST_CALLS, cell.device)  # noqa: E731
+        row = {**cell.row(), "metric": "call", "protocol": HOST}
+        _time(calls, statuses, host, rounds, HOST_CALLS, row, recorder)
+
+
+Sampler = Callable[[list[Call]], Callable[[], float]]
+
+
+def _time(
+    calls: dict[str, list[Call]], failed: dict[str, str], sampler: Sampler, rounds: int, repeats: int,
+    row: dict[str, Any], recorder: Recorder,
+) -> None:  # fmt: skip
+    """A row for each provider."""
+    statuses, samplers = dict(failed), {}
+
+    def make(name: str) -> None:
+        samplers[name] = sampler(calls[name])
+
+    for name in calls:
+        attempt(statuses, name, partial(make, name))
+    samples = in_rounds(rounds, samplers, statuses, recorder.reporter.tick, recorder.clocks.sample)
     for name, values in samples.items():
-        recorder.add(provider=name, **row, **of_medians(values, cell.repeats).row())
+        recorder.add(provider=name, **row, **of_medians(values, repeats).row())
     for name, status in statuses.items():
         recorder.failed(name, status, **row)
 
 
-def run(plan: Plan, suite: str, wanted: list[Cell], default: tuple[str, ...], rounds: int) -> None:
+def run(plan: Plan, suite: str, wanted: list[Cell], default: tuple[str, ...], rounds: int, eager: bool = False) -> None:
     """All cells that the CSV does not hold already."""
     import precompile
 
@@ -140,13 +160,14 @@ def run(plan: Plan, suite: str, wanted: list[Cell], default: tuple[str, ...], ro
         work = [(cell, p.name) for cell, those in todo for p in those if p.caches]
         jobs = plan.jobs if plan.jobs is not None else precompile.jobs_for(wanted) if plan.gpu else 0
         work = work if jobs else []
-        recorder.reporter.expect(len(work) + sum((1 + len(those)) * (1 + rounds) for _, those in todo))
+        steps = 1 + rounds * (2 if eager else 1)
+        recorder.reporter.expect(len(work) + sum((1 + len(those)) * steps for _, those in todo))
         if work:
             recorder.new_case(f"compiling ahead, {jobs} at a time")
             precompile.ahead(work, jobs, recorder.reporter.tick)
         for cell, those in todo:
             recorder.new_case(str(cell))
-            measure(cell, those, dict(missing), rounds, recorder)
+            measure(cell, those, dict(missing), rounds, recorder, eager)
 
 
 def taking_part(cell: Cell, providers: list[Provider], plan: Plan) -> list[Provider]:

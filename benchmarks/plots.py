@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 matplotlib.rcParams.update({"svg.hashsalt": "srmsnorm", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
 
 from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: E402
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator  # noqa: E402
 
 OURS = ("operator", "inlined")
 COLORS = {
@@ -31,7 +31,8 @@ def plot(frame: pd.DataFrame, stem: pathlib.Path) -> list[pathlib.Path]:
     good = frame[frame["status"] == "ok"]
     if good.empty or frame["suite"].iloc[0] == "features":  # yes and no
         return []
-    figures = {"tables": _tables, "sweep": _sweep, "host": _host, "fusion": _fusion}[frame["suite"].iloc[0]](good)
+    draw = {"tables": _tables, "sweep": _sweep, "small": _small, "host": _host, "fusion": _fusion}
+    figures = draw[frame["suite"].iloc[0]](good)
     written = []
     for suffix, figure in figures.items():
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
@@ -107,6 +108,35 @@ def _bandwidth(axis: Any, cells: list[Cell], names: list[str]) -> None:
     axis.tick_params("x", rotation=45)
     axis.set_ylim(bottom=0)
     axis.set_visible(bool(cells))
+
+
+def _small(frame: pd.DataFrame) -> dict[str, Any]:
+    """GPU time of a call, bars for each shape."""
+    frame = frame[(frame["metric"] == "speed") & (frame["dtype"] == frame["dtype"].iloc[0])]
+    ops, names = list(dict.fromkeys(frame["op"])), ordered(frame["provider"])
+    figure, axes = plt.subplots(
+        1, len(ops), figsize=(6 * len(ops), 4.5), layout="constrained", squeeze=False, sharey=True
+    )
+    for axis, op in zip(axes[0], ops, strict=True):
+        rows = frame[frame["op"] == op]
+        shapes = list(dict.fromkeys(zip(rows["n"], rows["dim"], strict=True)))
+        width = 0.8 / len(names)
+        for i, name in enumerate(names):
+            own = rows[rows["provider"] == name].set_index(["n", "dim"])["value"].to_dict()
+            places = [k + i * width for k, shape in enumerate(shapes) if shape in own]
+            color = COLORS.get(name)
+            axis.bar(places, [own[s] for s in shapes if s in own], width, label=COLUMNS.get(name, name), color=color)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda time, _: f"{time:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_xticks(
+            [k + 0.4 - width / 2 for k in range(len(shapes))], [f"{n} x {dim}" for n, dim in shapes], rotation=45
+        )
+        axis.set_title(f"{op}, {frame['dtype'].iloc[0]}")
+    axes[0][0].set_ylabel("time (us)")
+    axes[0][0].legend()
+    figure.suptitle(frame["device"].iloc[0])
+    return {"": figure}
 
 
 def _fusion(frame: pd.DataFrame) -> dict[str, Any]:

@@ -48,6 +48,7 @@ _providers: dict[str, Provider] = {}  # of a worker process
 @torch.no_grad()
 def _compile(cell: Cell, name: str) -> None:
     torch._inductor.config.autotune_local_cache = False
+    torch.set_num_threads(cell.threads)
     if name not in _providers:
         _providers[name] = REGISTRY[name]()
     _providers[name].new_shape()

@@ -32,8 +32,11 @@ class Provider:
         raise NotImplementedError
 
     def add_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """(y, sum); under no_grad."""
+        """(y, sum), differentiable unless `require_sum_gradient` raises."""
         raise NotImplementedError
+
+    def require_sum_gradient(self) -> None:
+        """Raises NotImplementedError where a gradient does not go through `add_norm`."""
 
     def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
         """What backward takes beside the gradients; under no_grad."""
@@ -118,6 +121,9 @@ class Triton(Provider):
 
     def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.kernels.srms_norm(x, residual, eps=EPS)
+
+    def require_sum_gradient(self) -> None:
+        raise NotImplementedError
 
     def add_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         y, total, _ = self.kernels.forward(x, residual, eps=EPS, write_sum=True)
@@ -227,12 +233,19 @@ class RMSNorm(Provider):
 
     def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
         h = x if residual is None else x + residual
-        return h, torch.ops.aten._fused_rms_norm(h, h.shape[-1:], None, EPS)[1]
+        if h.is_cuda:
+            return h, torch.ops.aten._fused_rms_norm(h, h.shape[-1:], None, EPS)[1]
+        with torch.enable_grad():  # on a CPU the gradient is what autograd makes of several operators
+            leaf = h.detach().requires_grad_()
+            return leaf, torch.nn.functional.rms_norm(leaf, h.shape[-1:], eps=EPS)
 
     def backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None) -> Tensor:
-        h, rstd = saved
-        mask = [True, False]
-        grad = torch.ops.aten._fused_rms_norm_backward(grad_output, h, h.shape[-1:], rstd, None, mask)[0]
+        h, kept = saved
+        if h.is_cuda:
+            mask = [True, False]
+            grad = torch.ops.aten._fused_rms_norm_backward(grad_output, h, h.shape[-1:], kept, None, mask)[0]
+        else:
+            (grad,) = torch.autograd.grad(kept, h, grad_output, retain_graph=True)
         return grad if grad_sum is None else grad.add_(grad_sum)
 
     def backward_pair(

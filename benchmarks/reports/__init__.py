@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from . import cells, features, fusion, host, tables
+from . import cells, features, fusion, host, small, tables
 from .common import failures, head, read, without_gpu
 
 __all__ = ["markdown", "read"]
@@ -10,6 +10,7 @@ __all__ = ["markdown", "read"]
 BODIES = {
     "tables": tables.markdown,
     "sweep": cells.markdown,
+    "small": small.markdown,
     "host": host.markdown,
     "fusion": fusion.markdown,
     "features": features.markdown,

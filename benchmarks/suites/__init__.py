@@ -2,6 +2,6 @@
 
 from types import ModuleType
 
-from . import features, fusion, host, sweep, tables
+from . import features, fusion, host, small, sweep, tables
 
-SUITES: dict[str, ModuleType] = {suite.NAME: suite for suite in (tables, sweep, host, fusion, features)}
+SUITES: dict[str, ModuleType] = {suite.NAME: suite for suite in (tables, sweep, small, host, fusion, features)}

@@ -1,7 +1,7 @@
 """The kernels alone over dims, operations and dtypes at a fixed number of bytes, each beside its roof."""
 
 import cells
-from operations import DTYPES
+from operations import DTYPES, OPS
 from plan import Plan
 
 NAME = "sweep"
@@ -16,6 +16,10 @@ BYTES, BYTES_CPU = 1 << 29, 1 << 23  # of the input
 def run(plan: Plan) -> None:
     size = BYTES if plan.gpu else BYTES_CPU
     dims = DIMS if plan.gpu and not plan.quick else [64, 2048, 3001, 65536]
-    wanted = cells.cells(plan, dims, lambda dtype: size // DTYPES[dtype].itemsize)
+    wanted = []
+    for dtype in plan.dtypes or ["bf16"]:
+        elements = plan.elements or size // DTYPES[dtype].itemsize
+        shapes = [(rows, dim) for dim in plan.dims or dims for rows in plan.rows or [max(1, elements // dim)]]
+        wanted += cells.cells(plan, shapes, plan.ops or list(OPS), [dtype])
     default = ("ours", "tr", "toc", "rms") if plan.gpu else ("ours", "toc", "rms")
     cells.run(plan, NAME, wanted, default, plan.rounds or (3 if plan.quick else 10))
