@@ -31,7 +31,7 @@ def plot(frame: pd.DataFrame, stem: pathlib.Path) -> list[pathlib.Path]:
     good = frame[frame["status"] == "ok"]
     if good.empty or frame["suite"].iloc[0] == "features":  # yes and no
         return []
-    draw = {"tables": _tables, "sweep": _sweep, "small": _small, "host": _host, "fusion": _fusion}
+    draw = {"tables": _tables, "sweep": _sweep, "cpu": _sweep, "small": _small, "host": _host, "fusion": _fusion}
     figures = draw[frame["suite"].iloc[0]](good)
     written = []
     for suffix, figure in figures.items():

@@ -30,7 +30,7 @@ import results  # noqa: E402
 from plan import Plan, Recorder  # noqa: E402
 from providers import REGISTRY, Eager  # noqa: E402
 from reports.common import insert  # noqa: E402
-from suites import SUITES, features, fusion, small, sweep, tables  # noqa: E402
+from suites import SUITES, cpu, features, fusion, small, sweep, tables  # noqa: E402
 
 
 class WrongOutput(Eager):
@@ -201,6 +201,21 @@ def test_few_rows_have_two_times(tmp_path, plain_memory):
         ("3", "8", "forward"),
         ("3", "8", "forward+residual"),
     }
+
+
+def test_the_cpu_on_one_thread_and_on_all(tmp_path, monkeypatch, plain_memory):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    cpu.run(Plan("cuda", tmp_path, providers=["ours"], dims=[16], ops=["forward"], elements=64, rounds=1))
+    monkeypatch.undo()
+    torch.set_num_threads(threads)
+    rows = rows_of(tmp_path / "cpu.csv")
+    assert [(row["dtype"], row["threads"], row["provider"]) for row in rows] == [
+        (dtype, count, name) for dtype in ("bf16", "fp32") for count in "12" for name in ("roof", "ours")
+    ]
+    assert all(row["status"] == "ok" for row in rows)
+    text = reports.markdown(reports.read(tmp_path / "cpu.csv"))
+    assert "## fp32, forward, 1 thread\n" in text and "## fp32, forward, 2 threads\n" in text
 
 
 @pytest.mark.parametrize("dtype", operations.DTYPES)

@@ -2,6 +2,6 @@
 
 from types import ModuleType
 
-from . import features, fusion, host, small, sweep, tables
+from . import cpu, features, fusion, host, small, sweep, tables
 
-SUITES: dict[str, ModuleType] = {suite.NAME: suite for suite in (tables, sweep, small, host, fusion, features)}
+SUITES: dict[str, ModuleType] = {suite.NAME: suite for suite in (tables, sweep, small, host, cpu, fusion, features)}
