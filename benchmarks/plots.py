@@ -31,7 +31,16 @@ def plot(frame: pd.DataFrame, stem: pathlib.Path) -> list[pathlib.Path]:
     good = frame[frame["status"] == "ok"]
     if good.empty or frame["suite"].iloc[0] == "features":  # yes and no
         return []
-    draw = {"tables": _tables, "sweep": _sweep, "cpu": _sweep, "small": _small, "host": _host, "fusion": _fusion}
+    draw = {
+        "tables": _tables,
+        "sweep": _sweep,
+        "cpu": _sweep,
+        "small": _small,
+        "host": _host,
+        "memory": _bars,
+        "model": _bars,
+        "fusion": _fusion,
+    }
     figures = draw[frame["suite"].iloc[0]](good)
     written = []
     for suffix, figure in figures.items():
@@ -154,5 +163,25 @@ def _host(frame: pd.DataFrame, what: str = "host time (us)") -> dict[str, Any]:
         axis.barh(rows["provider"], rows["value"], xerr=spread, color=color)
         axis.set_title(op)
         axis.set_xlabel(what)
+    figure.suptitle(frame["device"].iloc[0])
+    return {"": figure}
+
+
+def _bars(frame: pd.DataFrame) -> dict[str, Any]:
+    """A panel for each metric, a group of bars for each case."""
+    metrics, names = list(dict.fromkeys(frame["metric"])), ordered(frame["provider"])
+    figure, axes = plt.subplots(1, len(metrics), figsize=(7 * len(metrics), 5), layout="constrained", squeeze=False)
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        rows = frame[frame["metric"] == metric]
+        cases = list(dict.fromkeys(zip(rows["op"], rows["dtype"], strict=True)))
+        height = 0.8 / len(names)
+        for i, name in enumerate(names):
+            own = rows[rows["provider"] == name].set_index(["op", "dtype"])["value"].to_dict()
+            places = [-(k + i * height) for k, case in enumerate(cases) if case in own]
+            values = [own[case] for case in cases if case in own]
+            axis.barh(places, values, height, label=COLUMNS.get(name, name), color=COLORS.get(name))
+        axis.set_yticks([-(k + 0.4) for k in range(len(cases))], [f"{op}, {dtype}" for op, dtype in cases])
+        axis.set_xlabel(f"{metric} ({rows['unit'].iloc[0]})")
+    axes[0][-1].legend()
     figure.suptitle(frame["device"].iloc[0])
     return {"": figure}

@@ -22,11 +22,13 @@ sys.path.insert(0, str(BENCHMARKS))
 import cells  # noqa: E402
 import check  # noqa: E402
 import memory  # noqa: E402
+import models  # noqa: E402
 import operations  # noqa: E402
 import precompile  # noqa: E402
 import protocol  # noqa: E402
 import reports.readme  # noqa: E402
 import results  # noqa: E402
+import suites.model  # noqa: E402
 from plan import Plan, Recorder  # noqa: E402
 from providers import REGISTRY, Eager  # noqa: E402
 from reports.common import insert  # noqa: E402
@@ -359,6 +361,42 @@ def test_what_was_compiled_ahead_is_found_in_the_cache(monkeypatch):
     with torch.no_grad():
         cell.operation.call(toc, cell.operands())()
     assert counters["inductor"]["fxgraph_cache_hit"] == 1, counters["inductor"]
+
+
+def test_what_a_call_keeps_agrees_with_known_tensors(device, plain_memory):
+    """exp keeps its output, which is the result; sin of exp keeps exp's output beside its own."""
+
+    def prepare(call):
+        x = torch.ones(1 << 18, device=device, requires_grad=True)
+        return lambda: call(x)
+
+    def temporary(x):
+        return (x.detach() * 2).sum()
+
+    assert memory.kept_and_peak_mib(lambda: prepare(torch.exp), device) == pytest.approx((1, 1), abs=1e-3)
+    assert memory.kept_and_peak_mib(lambda: prepare(lambda x: x.exp().sin()), device) == pytest.approx((2, 2), abs=1e-3)
+    assert memory.kept_and_peak_mib(lambda: prepare(temporary), device) == pytest.approx((0, 1), abs=1e-3)
+
+
+def test_memory_and_models_on_the_cpu(tmp_path, plain_memory):
+    plan = Plan("cpu", tmp_path, providers=["ours", "to"], dims=[64], rows=[32], dtypes=["bf16"], rounds=1)
+    suites.memory.run(plan)
+    kept = {(row["op"], row["provider"]): float(row["value"]) for row in rows_of(tmp_path / "memory.csv")}
+    for op in suites.memory.CALLS:  # the outputs and 4 bytes a row, nothing else
+        assert kept[op, "ours"] == kept[op, "least"] < kept[op, "to"]
+    assert kept["QK-norm GPT", "ours"] < kept["QK-norm GPT", "to"]
+    case = suites.model.Case("cpu", "TransNormer", "eager", "fp32", models.Size(1, 32, 32, 2, 2))
+    with Recorder(plan, "model") as recorder:
+        suites.model.measure(case, [REGISTRY["ours"](), WrongOutput()], {}, 1, recorder)
+    rows = {(row["op"], row["metric"], row["provider"]): row for row in rows_of(tmp_path / "model.csv")}
+    for op in suites.model.OPS:
+        assert float(rows[f"TransNormer, {op}, eager", "speed", "ours"]["value"]) > 0
+        assert float(rows[f"TransNormer, {op}, eager", "memory", "ours"]["value"]) > 0
+
+
+def test_linear_attention_is_causal_and_chunked():
+    q, k, v = torch.randn(3, 2, 2, 2 * models.CHUNK, 4, dtype=torch.float64)
+    assert torch.allclose(models.linear_attention(q, k, v), (q @ k.transpose(-1, -2)).tril() @ v)
 
 
 def test_another_device_is_not_mixed_in(tmp_path):

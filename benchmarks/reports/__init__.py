@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from . import cells, features, fusion, host, small, tables
+from . import cells, features, fusion, host, memory, small, tables
 from .common import failures, head, read, without_gpu
 
 __all__ = ["markdown", "read"]
@@ -13,6 +13,8 @@ BODIES = {
     "cpu": cells.markdown,
     "small": small.markdown,
     "host": host.markdown,
+    "memory": memory.markdown,
+    "model": memory.models,
     "fusion": fusion.markdown,
     "features": features.markdown,
 }

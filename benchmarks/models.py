@@ -1,0 +1,128 @@
+"""Two pre-norm models of norms without a weight: where a norm stands in a model, and what it costs there.
+
+Each block takes (x, residual), adds them, and returns its output and the new residual stream, so that every addition is
+next to a norm. No dropout, no vocabulary head.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+import torch._dynamo.config
+from providers import Provider
+from torch import Tensor, nn
+
+CHUNK = 256  # tokens of linear attention that meet by a score matrix; beyond it by their sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    batch: int
+    length: int
+    dim: int
+    heads: int
+    layers: int
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias=False)
+
+
+class Block(nn.Module):
+    def __init__(self, size: Size, norms: Provider) -> None:
+        super().__init__()
+        self.norms, self.heads = norms, size.heads
+
+    def attend(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def mix(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        y, residual = self.norms.add_norm(x, residual)
+        y, residual = self.norms.add_norm(self.attend(y), residual)
+        return self.mix(y), residual
+
+    def split(self, x: Tensor) -> Tensor:
+        """(batch, length, heads * d) as (batch, heads, length, d)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class TransNormer(Block):
+    """Linear attention whose output is normalized and gated, then a gated linear unit; no decay, no positions."""
+
+    def __init__(self, size: Size, norms: Provider) -> None:
+        super().__init__(size, norms)
+        self.qkvu, self.out = _linear(size.dim, 4 * size.dim), _linear(size.dim, size.dim)
+        self.gate, self.up = _linear(size.dim, 2 * size.dim), _linear(size.dim, 2 * size.dim)
+        self.down = _linear(2 * size.dim, size.dim)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v, u = self.qkvu(x).chunk(4, -1)
+        q, k, v = self.split(torch.nn.functional.silu(q)), self.split(torch.nn.functional.silu(k)), self.split(v)
+        attended = linear_attention(q, k, v).transpose(1, 2).flatten(-2)
+        return self.out(self.norms.norm(attended) * torch.sigmoid(u))
+
+    def mix(self, x: Tensor) -> Tensor:
+        return self.down(self.gate(x) * self.up(x))
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal, sum over j <= i of (q_i k_j) v_j, in chunks."""
+    length = q.shape[-2]
+    chunk = min(CHUNK, length)
+    q, k, v = (t.unflatten(-2, (length // chunk, chunk)) for t in (q, k, v))
+    within = (q @ k.transpose(-1, -2)).tril() @ v
+    state = k.transpose(-1, -2) @ v
+    before = state.cumsum(-3) - state
+    return (within + q @ before).flatten(-3, -2)
+
+
+class GPT(Block):
+    """Softmax attention of normalized queries and keys, then a perceptron."""
+
+    def __init__(self, size: Size, norms: Provider) -> None:
+        super().__init__(size, norms)
+        self.qkv, self.out = _linear(size.dim, 3 * size.dim), _linear(size.dim, size.dim)
+        self.up, self.down = _linear(size.dim, 4 * size.dim), _linear(4 * size.dim, size.dim)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x).chunk(3, -1))
+        q, k = self.norms.norm(q), self.norms.norm(k)  # of views into the packed projection
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(attended.transpose(1, 2).flatten(-2))
+
+    def mix(self, x: Tensor) -> Tensor:
+        return self.down(torch.nn.functional.gelu(self.up(x)))
+
+
+class Model(nn.Module):
+    KINDS: ClassVar[dict[str, type[Block]]] = {"TransNormer": TransNormer, "QK-norm GPT": GPT}
+
+    def __init__(self, kind: str, size: Size, norms: Provider) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.KINDS[kind](size, norms) for _ in range(size.layers))
+        self.norms = norms
+
+    def compile_blocks(self) -> None:
+        """One compilation for all layers; another for each provider's, with and without gradients."""
+        torch._dynamo.config.recompile_limit = 64
+        for block in self.blocks:
+            block.compile(dynamic=False, fullgraph=True)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        x, residual = tokens, positions
+        for block in self.blocks:
+            x, residual = block(x, residual)
+        return self.norms.norm(x, residual)
+
+
+def build(kind: str, size: Size, norms: Provider, dtype: torch.dtype, device: str) -> tuple[Model, list[Tensor]]:
+    """The same weights and inputs for every provider: the model, and [tokens, positions]."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = Model(kind, size, norms).to(dtype)
+        shape = (size.batch, size.length, size.dim)
+        return model, [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(2)]
