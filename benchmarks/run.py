@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 # An installed srmsnorm first, else the one built in place.
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
+import peers  # noqa: E402, F401
 import reports  # noqa: E402
 from operations import DTYPES, OPS  # noqa: E402
 from plan import Plan  # noqa: E402
@@ -197,6 +198,17 @@ def join(
         typer.echo(f"{out}: {join_parts(parts, out)} rows")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
+def compare(
+    before: Annotated[pathlib.Path, typer.Argument(exists=True, dir_okay=False, help="A CSV that a suite wrote.")],
+    after: Annotated[pathlib.Path, typer.Argument(exists=True, dir_okay=False, help="A later one.")],
+) -> None:
+    """What changed between two CSVs beyond noise."""
+    import reports.compare
+
+    typer.echo(reports.compare.markdown(reports.read(before), reports.read(after)), nl=False)
 
 
 @app.command()

@@ -24,8 +24,11 @@ import check  # noqa: E402
 import memory  # noqa: E402
 import models  # noqa: E402
 import operations  # noqa: E402
+import peers  # noqa: E402, F401
 import precompile  # noqa: E402
 import protocol  # noqa: E402
+import providers  # noqa: E402
+import reports.compare  # noqa: E402
 import reports.readme  # noqa: E402
 import results  # noqa: E402
 import suites.model  # noqa: E402
@@ -397,6 +400,39 @@ def test_memory_and_models_on_the_cpu(tmp_path, plain_memory):
 def test_linear_attention_is_causal_and_chunked():
     q, k, v = torch.randn(3, 2, 2, 2 * models.CHUNK, 4, dtype=torch.float64)
     assert torch.allclose(models.linear_attention(q, k, v), (q @ k.transpose(-1, -2)).tril() @ v)
+
+
+def test_compare_tells_what_changed_beyond_noise(tmp_path):
+    """ours 3 % slower at one cell, everything 10 % slower at another (a clock), and one change within the noise."""
+    rows = rows_of(EXAMPLES / "sweep.csv")
+    for row in rows:
+        if row["status"] != "ok" or row["op"] != "forward" or row["date"] != rows[0]["date"]:
+            continue
+        factor = {("64", "ours"): 1.03, ("65536", "ours"): 1.1, ("65536", "roof"): 1.1, ("3001", "toc"): 1.05}
+        change = factor.get((row["dim"], row["provider"]), 1)
+        row.update({name: f"{float(row[name]) * change:.6g}" for name in ("value", "p20", "p80")})
+    rows = [row for row in rows if row["date"] == rows[0]["date"]]
+    with (tmp_path / "after.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, results.FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    before, after = reports.read(EXAMPLES / "sweep.csv"), reports.read(tmp_path / "after.csv")
+    before = before[before["date"] == before["date"].iloc[0]]
+    lines = [line for line in reports.compare.markdown(before, after).splitlines() if " x " in line]
+    ours = [line for line in lines if "| ours" in line.replace("     ours", "ours") or " ours |" in line]
+    assert [line.split("|")[-2].strip() for line in ours] == ["worse"]
+    assert "+3.0%" in ours[0] and "x 64" in ours[0]
+    assert not any(" toc |" in line and "3001" in line for line in lines)
+    assert "Nothing changed" in reports.compare.markdown(before, before)
+
+
+def test_a_peer_that_is_not_installed_costs_its_column_only():
+    there, missing = providers.load(["quack", "liger", "fla", "flashinfer", "ours"], "cuda")
+    assert "ours" in [provider.name for provider in there]
+    for why in missing.values():
+        assert why.startswith("not installed")
+    assert {provider.name for provider in there} | set(missing) == {"quack", "liger", "fla", "flashinfer", "ours"}
+    assert "does not run on cpu" in providers.load(["quack"], "cpu")[1]["quack"]
 
 
 def test_another_device_is_not_mixed_in(tmp_path):

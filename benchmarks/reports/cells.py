@@ -5,7 +5,7 @@ import pathlib
 
 import pandas as pd
 
-from .common import NOISY, figure, grid, legend, noisy, ordered
+from .common import NOISY, UNLIKE, figure, grid, legend, noisy, ordered
 
 PEERS = pathlib.Path(__file__).resolve().parent.parent / "h200_peers.csv"
 NOTE = (
@@ -47,7 +47,7 @@ class Cell:
                 unsure = (unsure - {name}) | ({name} if {name, "roof"} & bad else set())
                 if "roof" in value.index:
                     fraction[name] = value["roof"] / value[name]
-                if name not in ("ours", "roof") and "ours" in value.index and not {name, "ours"} & bad:
+                if name not in ("ours", "roof", *UNLIKE) and "ours" in value.index and not {name, "ours"} & bad:
                     ratios[name] = value["ours"] / value[name]
         best = max(ratios, key=lambda name: ratios[name], default="")
         return cls(
