@@ -212,6 +212,19 @@ def compare(
 
 
 @app.command()
+def html(
+    folder: Annotated[pathlib.Path, typer.Argument(exists=True, file_okay=False, help="Results of one machine.")],
+) -> None:
+    """One self-contained HTML page of all suites in a folder, plots included."""
+    import reports.page
+
+    try:
+        typer.echo(reports.page.write(folder, list(SUITES)))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
 def readme(
     folder: Annotated[pathlib.Path, typer.Argument(exists=True, file_okay=False, help="Results of one machine.")],
     path: Annotated[pathlib.Path, typer.Option("--readme", exists=True, help="The file to write to.")] = README,

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ import precompile  # noqa: E402
 import protocol  # noqa: E402
 import providers  # noqa: E402
 import reports.compare  # noqa: E402
+import reports.page  # noqa: E402
 import reports.readme  # noqa: E402
 import results  # noqa: E402
 import suites.model  # noqa: E402
@@ -433,6 +435,28 @@ def test_a_peer_that_is_not_installed_costs_its_column_only():
         assert why.startswith("not installed")
     assert {provider.name for provider in there} | set(missing) == {"quack", "liger", "fla", "flashinfer", "ours"}
     assert "does not run on cpu" in providers.load(["quack"], "cpu")[1]["quack"]
+
+
+def test_the_page_is_self_contained_and_holds_every_suite(tmp_path):
+    import plots
+
+    for path in EXAMPLES.glob("*.csv"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    plots.plot(reports.read(EXAMPLES / "sweep.csv"), tmp_path / "sweep")
+    plots.plot(reports.read(EXAMPLES / "small.csv"), tmp_path / "small")
+    text = reports.page.write(tmp_path, list(SUITES)).read_text()
+    for suite in SUITES:
+        assert text.count(f'<section id="suite-{suite}">') == 1
+    assert text.count("<svg") == 2
+    figures = [
+        reports.common.figure(row.to_frame().T, lambda v: f"{v:.2f}")
+        for _, row in reports.read(EXAMPLES / "small.csv").iterrows()
+    ]
+    assert all(figure in text for figure in figures)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(set(ids)) == len(ids)
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
+    assert not re.search(r'(src|href)="(?!#)', text)  # nothing is loaded from elsewhere
 
 
 def test_another_device_is_not_mixed_in(tmp_path):
