@@ -405,12 +405,18 @@ def test_linear_attention_is_causal_and_chunked():
 
 
 def test_compare_tells_what_changed_beyond_noise(tmp_path):
-    """ours 3 % slower at one cell, everything 10 % slower at another (a clock), and one change within the noise."""
+    """ours 3 % slower in a cell, all 10 % slower in another (a clock), a change within the noise, a tiny one."""
     rows = rows_of(EXAMPLES / "sweep.csv")
     for row in rows:
         if row["status"] != "ok" or row["op"] != "forward" or row["date"] != rows[0]["date"]:
             continue
-        factor = {("64", "ours"): 1.03, ("65536", "ours"): 1.1, ("65536", "roof"): 1.1, ("3001", "toc"): 1.05}
+        factor = {
+            ("64", "ours"): 1.03,
+            ("65536", "ours"): 1.1,
+            ("65536", "roof"): 1.1,
+            ("3001", "toc"): 1.05,
+            ("3001", "ours"): 1.008,
+        }
         change = factor.get((row["dim"], row["provider"]), 1)
         row.update({name: f"{float(row[name]) * change:.6g}" for name in ("value", "p20", "p80")})
     rows = [row for row in rows if row["date"] == rows[0]["date"]]
