@@ -1,0 +1,88 @@
+"""DTensor: importing this module registers how the operators run on tensors that are distributed over a mesh.
+
+A norm needs whole rows and nothing else. So on each dimension of the mesh all operands get one placement, the first of
+theirs that shards a leading dimension, else ``Replicate``; operands that have it are used as they are, without
+communication, and results have it too. Anything else is redistributed: a shard of the last dimension is gathered, a
+partial sum reduced. Backward is linear in the gradients, so that partial ones stay partial beside a replicated output.
+
+These are strategies of DTensor's own kind and not ``torch.distributed.tensor.experimental.register_sharding``, which
+gathers where a mesh has more processes than the tensor has rows, and redistributes the second operand of an operator in
+place into a copy.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
+from torch.distributed.tensor._dtensor_spec import DTensorSpec
+from torch.distributed.tensor._op_schema import OpSchema, OpSpec, OpStrategy, RuntimeSchemaInfo
+
+__all__: list[str] = []
+
+# (placements of the operands on one mesh dimension, number of leading dimensions) -> the placements they need there.
+# The results have the first one's.
+_Rule = Callable[[Sequence[Placement], int], Sequence[Placement]]
+
+
+def _rows(placements: Sequence[Placement], leading: int) -> Placement:
+    """The first shard of a leading dimension; Shard and its strided kin have a ``dim``, other placements have not."""
+    return next((p for p in placements if getattr(p, "dim", leading) < leading), Replicate())
+
+
+def _forward(placements: Sequence[Placement], leading: int) -> Sequence[Placement]:
+    return [_rows(placements, leading)] * len(placements)
+
+
+def _backward(placements: Sequence[Placement], leading: int) -> Sequence[Placement]:
+    grad_output, output, rstd, *grad_sum = placements
+    kept, gradients = [output, rstd], [grad_output, *grad_sum]
+    partials = [p for p in gradients if p != Replicate()]
+    if all(p == Replicate() for p in kept) and partials and all(_is_linear(p) and p == partials[0] for p in partials):
+        return [partials[0], *kept, *partials[:1] * len(grad_sum)]
+    return [_rows([*kept, *gradients], leading)] * len(placements)
+
+
+def _is_linear(placement: Placement) -> bool:
+    """Whether the whole is a sum of the processes' tensors, up to a factor."""
+    return type(placement) is Partial and placement.reduce_op in ("sum", "avg")
+
+
+def _strategy(rule: _Rule, op_schema: OpSchema) -> OpStrategy:
+    operands = [strategy.strategies[0].output_spec for strategy in op_schema.args_strategy]
+    leading = operands[0].ndim - 1
+    mesh_dims = zip(*(spec.placements for spec in operands), strict=True)
+    mesh = op_schema.get_mesh_from_args()
+    by_mesh_dim = [rule(placements, leading) for placements in mesh_dims]
+    needed = [DTensorSpec(mesh, placements) for placements in zip(*by_mesh_dim, strict=True)]
+    if op_schema.is_inplace_op():
+        _check_in_place(operands, needed)
+    returns = len(op_schema.op._schema.returns)
+    results = None if returns == 0 else needed[0] if returns == 1 else (needed[0],) * returns
+    return OpStrategy([OpSpec(results, needed)])
+
+
+def _check_in_place(operands: Sequence[DTensorSpec], needed: Sequence[DTensorSpec]) -> None:
+    if any(has.placements != needs.placements for has, needs in zip(operands, needed, strict=True)):
+        raise RuntimeError(
+            "srmsnorm: in place, all operands must have the same placements, each Replicate or a shard of a leading "
+            f"dimension, got {' and '.join(str(spec.placements) for spec in operands)}: what would be written is a "
+            "redistributed copy. Redistribute them first, or use add_srms_norm"
+        )
+
+
+def _register() -> None:
+    propagator = DTensor._op_dispatcher.sharding_propagator
+    ops = torch.ops.srmsnorm
+    rules = {
+        _forward: [ops.srms_norm, ops.add_srms_norm, ops.add_srms_norm_, ops._srms_norm, ops._add_srms_norm],
+        _backward: [ops._srms_norm_backward, ops._srms_norm_backward_pair],
+    }
+    # Results' dtypes are cached along with their placements: the key must hold the argument that they depend on.
+    cache_key = RuntimeSchemaInfo(static_kwargkey=["dtype"])
+    for rule, packets in rules.items():
+        for packet in packets:
+            propagator.register_op_strategy(packet.default, partial(_strategy, rule), cache_key)
+
+
+_register()
