@@ -100,9 +100,10 @@ def results(input, residual, grad_output, grad_sum):
 
 
 def assert_is(actual, placements, whole, what="result"):
-    """A DTensor of these placements whose whole has these bits, and whose dtype is that of its local tensor."""
+    """A DTensor of these placements whose whole has these bits; of this dtype also for the operators that follow."""
     assert actual.placements == tuple(placements), f"{what}: {actual.placements}, expected {tuple(placements)}"
-    assert actual.dtype == actual.to_local().dtype == whole.dtype, f"{what}: {actual.dtype}, expected {whole.dtype}"
+    dtypes = {actual.dtype, actual.to_local().dtype, actual._spec.tensor_meta.dtype}
+    assert dtypes == {whole.dtype}, f"{what}: {dtypes}, expected {whole.dtype}"
     assert torch.equal(actual.full_tensor(), whole), f"{what}: not what one process computes"
 
 
@@ -273,8 +274,9 @@ def a_replica_beside_a_shard_is_cut():
 @check(2, 4)
 def placements_of_gradients():
     """(grad_output, output and rstd, grad_sum) -> (gradient, collectives)."""
-    mesh, shape = flat_mesh(), (8, DIM)
-    R, S, P, A, M, LAST = Replicate(), Shard(0), Partial(), Partial("avg"), Partial("max"), Shard(1)
+    mesh, shape = flat_mesh(), (8, 4, DIM)
+    R, P, A, M = Replicate(), Partial(), Partial("avg"), Partial("max")
+    S, T, LAST = Shard(0), Shard(1), Shard(2)
     y, rstd = ops._srms_norm(tensor(*shape, seed=9), None, 1e-6)
     for (g, kept, gs), gradient, expected in (
         ((P, R, None), P, []),
@@ -289,6 +291,7 @@ def placements_of_gradients():
         ((P, S, None), S, [SCATTER]),
         ((P, S, P), S, [SCATTER, SCATTER]),
         ((P, R, S), S, [SCATTER]),
+        ((T, S, T), S, [GATHER, GATHER]),
         ((M, R, None), R, [REDUCE]),
         ((M, R, P), R, [REDUCE, REDUCE]),
         ((LAST, R, None), R, [GATHER]),
