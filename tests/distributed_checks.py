@@ -564,10 +564,10 @@ def fsdp_and_tensor_parallel():
 
 def run_checks(rank, world, folder):
     torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=30)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world, timeout=limit)
-    # Of its own: a failed check may leave the other group's processes out of step.
-    reports = dist.new_group(timeout=limit)
+    store, seconds = f"file://{folder}/store", datetime.timedelta(seconds=1)
+    dist.init_process_group("gloo", store, rank=rank, world_size=world, timeout=20 * seconds)
+    # Of its own, and patient: a process whose check has failed waits here for those that wait for it there.
+    reports = dist.new_group(timeout=100 * seconds)
     outcomes = {}
     for name in names(world):
         try:
