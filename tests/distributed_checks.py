@@ -32,6 +32,8 @@ DIM = 48  # rows of all dtypes begin at multiples of 16 bytes, in a shard as in 
 GATHER, REDUCE, SCATTER = "all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor"
 ops = torch.ops.srmsnorm
 
+LIMIT = 120  # seconds for all checks of a world; they take about ten
+
 CHECKS = {}
 
 
@@ -284,6 +286,7 @@ def placements_of_gradients():
         ((P, R, R), P, []),
         ((R, R, P), P, []),
         ((A, R, A), A, []),
+        ((P, R, A), R, [REDUCE, REDUCE]),
         ((R, R, R), R, []),
         ((S, R, None), S, []),
         ((R, S, R), S, []),
@@ -584,14 +587,14 @@ def run_checks(rank, world, folder):
     os._exit(0)  # gloo's threads may abort the process while the interpreter shuts down
 
 
-def run_world(world, limit=120):
+def run_world(world):
     """{name of a check: what went wrong, empty if nothing}; a check that is missing was not reached."""
     fork = multiprocessing.get_context("fork")  # torch is imported once, in the launcher
     with tempfile.TemporaryDirectory() as folder:
         processes = [fork.Process(target=run_checks, args=(rank, world, folder)) for rank in range(world)]
         for process in processes:
             process.start()
-        processes[0].join(limit)
+        processes[0].join(LIMIT)
         for process in processes:
             process.kill()
             process.join()

@@ -13,14 +13,15 @@ import srmsnorm
 ROOT = pathlib.Path(srmsnorm.__file__).parents[1]
 
 
-def run(program: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs the program with this srmsnorm in reach."""
+def run(program: str, *, timeout: float | None = None, **environment: str) -> subprocess.CompletedProcess:
+    """Runs the program with this srmsnorm in reach, for no more than ``timeout`` seconds."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=False,
+        timeout=timeout,
         env={**os.environ, "PYTHONPATH": path, **environment},
     )
 
