@@ -119,10 +119,14 @@ class Model(nn.Module):
         return self.norms.norm(x, residual)
 
 
-def build(kind: str, size: Size, norms: Provider, dtype: torch.dtype, device: str) -> tuple[Model, list[Tensor]]:
-    """The same weights and inputs for every provider: the model, and [tokens, positions]."""
+def build(
+    kind: str, size: Size, norms: Provider, dtype: torch.dtype, device: str, wide: bool = False
+) -> tuple[Model, list[Tensor]]:
+    """The model and [tokens, positions], of the same values for every provider; `wide`: these values in float32."""
     torch.manual_seed(0)
     with torch.device(device):
         model = Model(kind, size, norms).to(dtype)
-        shape = (size.batch, size.length, size.dim)
-        return model, [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(2)]
+        inputs = [torch.randn(size.batch, size.length, size.dim).to(dtype) for _ in range(2)]
+    if wide:
+        model, inputs = model.float(), [t.float() for t in inputs]
+    return model, [t.requires_grad_() for t in inputs]

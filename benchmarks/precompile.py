@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 
+import peers  # noqa: F401 - a worker process needs its providers too
 import torch
 import torch._inductor.config
 from cells import Cell

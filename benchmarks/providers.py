@@ -122,13 +122,8 @@ class Triton(Provider):
     def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.kernels.srms_norm(x, residual, eps=EPS)
 
-    def require_sum_gradient(self) -> None:
-        raise NotImplementedError
-
     def add_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        y, total, _ = self.kernels.forward(x, residual, eps=EPS, write_sum=True)
-        assert total is not None
-        return y, total
+        return self.kernels.add_srms_norm(x, residual, eps=EPS)
 
     def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
         y, _, rstd = self.kernels.forward(x, residual, eps=EPS, write_rstd=True)

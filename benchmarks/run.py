@@ -44,7 +44,7 @@ def _list(show: bool) -> None:
         for name, suite in SUITES.items():
             typer.echo(f"suite {name:8} {suite.QUESTION}")
         for name, cls in REGISTRY.items():
-            typer.echo(f"provider {name:5} {cls.computes}; keeps {cls.keeps}")
+            typer.echo(f"provider {name:10} {cls.computes}; keeps {cls.keeps}")
         raise typer.Exit
 
 

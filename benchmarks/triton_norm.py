@@ -244,27 +244,41 @@ def _backward(
 
 
 class _SRMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: Tensor | None, eps: float) -> Tensor:
-        y, _, rstd = forward(x, residual, eps=eps, write_rstd=True)
-        ctx.save_for_backward(y, rstd)
-        ctx.mixed = residual is not None and residual.dtype != x.dtype
-        return y
+    """y, or y and the sum."""
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, eps: float, with_sum: bool) -> Any:
+        y, total, rstd = forward(x, residual, eps=eps, write_sum=with_sum, write_rstd=True)
+        ctx.save_for_backward(y, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.mixed = residual is not None and residual.dtype != x.dtype
+        return (y, total) if with_sum else y
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, grad_sum: Tensor | None = None) -> tuple[Tensor | None, ...]:
         y, rstd = ctx.saved_tensors
+        grad_output = torch.zeros_like(y) if grad_output is None else grad_output.contiguous()
+        grad_sum = None if grad_sum is None else grad_sum.contiguous()
         if ctx.mixed:
-            return *backward_pair(grad_outputs[0].contiguous(), y, rstd), None
-        grad = backward(grad_outputs[0].contiguous(), y, rstd)
-        return grad, grad if ctx.needs_input_grad[1] else None, None
+            return *backward_pair(grad_output, y, rstd, grad_sum), None, None
+        grad = backward(grad_output, y, rstd, grad_sum)
+        return grad, grad if ctx.needs_input_grad[1] else None, None, None
 
 
 def srms_norm(x: Tensor, residual: Tensor | None = None, *, eps: float) -> Tensor:
     """y, differentiable once."""
     if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
-        return _SRMSNorm.apply(x, residual, eps)
+        return _SRMSNorm.apply(x, residual, eps, False)
     return forward(x, residual, eps=eps)[0]
+
+
+def add_srms_norm(x: Tensor, residual: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+    """(y, sum), differentiable once."""
+    if torch.is_grad_enabled() and (x.requires_grad or residual.requires_grad):
+        return _SRMSNorm.apply(x, residual, eps, True)
+    y, total, _ = forward(x, residual, eps=eps, write_sum=True)
+    assert total is not None
+    return y, total
 
 
 def _check(x: Tensor) -> None:

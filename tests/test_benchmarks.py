@@ -383,20 +383,27 @@ def test_what_a_call_keeps_agrees_with_known_tensors(device, plain_memory):
     assert memory.kept_and_peak_mib(lambda: prepare(temporary), device) == pytest.approx((0, 1), abs=1e-3)
 
 
-def test_memory_and_models_on_the_cpu(tmp_path, plain_memory):
+def test_memory_on_the_cpu(tmp_path, plain_memory):
     plan = Plan("cpu", tmp_path, providers=["ours", "to"], dims=[64], rows=[32], dtypes=["bf16"], rounds=1)
     suites.memory.run(plan)
     kept = {(row["op"], row["provider"]): float(row["value"]) for row in rows_of(tmp_path / "memory.csv")}
     for op in suites.memory.CALLS:  # the outputs and 4 bytes a row, nothing else
         assert kept[op, "ours"] == kept[op, "least"] < kept[op, "to"]
     assert kept["QK-norm GPT", "ours"] < kept["QK-norm GPT", "to"]
-    case = suites.model.Case("cpu", "TransNormer", "eager", "fp32", models.Size(1, 32, 32, 2, 2))
-    with Recorder(plan, "model") as recorder:
-        suites.model.measure(case, [REGISTRY["ours"](), WrongOutput()], {}, 1, recorder)
-    rows = {(row["op"], row["metric"], row["provider"]): row for row in rows_of(tmp_path / "model.csv")}
-    for op in suites.model.OPS:
-        assert float(rows[f"TransNormer, {op}, eager", "speed", "ours"]["value"]) > 0
-        assert float(rows[f"TransNormer, {op}, eager", "memory", "ours"]["value"]) > 0
+
+
+def test_models(tmp_path, monkeypatch, plain_memory):
+    """Without compiling: a wrong norm is refused in a model's output and in its gradients."""
+    monkeypatch.setitem(REGISTRY, "wrong", WrongOutput)
+    monkeypatch.setattr(WrongOutput, "name", "wrong")
+    monkeypatch.setattr(models.Model, "compile_blocks", lambda self: None)
+    monkeypatch.setattr(suites.model, "SIZE_CPU", models.Size(2, 64, 32, 2, 2))
+    suites.model.run(Plan("cpu", tmp_path, providers=["ours", "to", "wrong"], rounds=2))
+    rows = rows_of(tmp_path / "model.csv")
+    assert len(rows) == 2 * 2 * 2 * 2 * 3  # kinds, modes, operations, metrics, providers
+    for row in rows:
+        assert row["status"].startswith("wrong:") if row["provider"] == "wrong" else row["status"] == "ok"
+    assert "QK-norm GPT, training, compiled" in reports.markdown(reports.read(tmp_path / "model.csv"))
 
 
 def test_linear_attention_is_causal_and_chunked():
@@ -580,6 +587,10 @@ def triton_against_the_reference():
                             check.require(f"pair {shape}", check.backward_error(grad, g, x, residual, 1, grad_sum))
             x.requires_grad_()
             r.requires_grad_()
-            grads = torch.autograd.grad(triton_norm.srms_norm(x, r, eps=EPS), (x, r), g)
-            for grad in grads:
-                check.require(f"autograd {shape}", check.backward_error(grad, g, x, r, 1))
+            for outputs, grad_sum in (
+                ((triton_norm.srms_norm(x, r, eps=EPS),), None),
+                (triton_norm.add_srms_norm(x, r, eps=EPS), gh),
+            ):
+                grads = torch.autograd.grad(outputs, (x, r), (g, gh)[: len(outputs)])
+                for grad in grads:
+                    check.require(f"autograd {shape}", check.backward_error(grad, g, x, r, 1, grad_sum))
