@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -470,6 +471,30 @@ def test_the_page_is_self_contained_and_holds_every_suite(tmp_path):
     assert len(set(ids)) == len(ids)
     assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
     assert not re.search(r'(src|href)="(?!#)', text)  # nothing is loaded from elsewhere
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_a_window(tmp_path, width):
+    """In a browser: tables and plots scroll in their own boxes, the page does not."""
+    import plots
+
+    for suite in SUITES:
+        (tmp_path / f"{suite}.csv").write_bytes((EXAMPLES / f"{suite}.csv").read_bytes())
+    plots.plot(reports.read(EXAMPLES / "sweep.csv"), tmp_path / "sweep")
+    page = reports.page.write(tmp_path, list(SUITES))
+    told = "<script>document.title = `${innerWidth} ${document.documentElement.scrollWidth}`</script></body>"
+    page.write_text(page.read_text().replace("</body>", told))
+    frame = tmp_path / "frame.html"  # a browser's own window is never as narrow as a phone
+    frame.write_text(
+        f'<iframe id="f" src="index.html" width="{width}" height="800" frameborder="0"></iframe><script>'
+        'onload = () => document.title = document.getElementById("f").contentDocument.title</script>'
+    )
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,900", "--dump-dom", frame.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    (inner, needed) = map(int, re.search(r"<title>(\d+) (\d+)</title>", shown).groups())
+    assert inner == width and needed <= inner
 
 
 def test_another_device_is_not_mixed_in(tmp_path):

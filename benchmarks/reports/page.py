@@ -11,7 +11,7 @@ from .common import read
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --panel: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 nav a { display: inline-block; margin-right: 1rem; padding: .3rem 0; }
 .wide { overflow-x: auto; margin: 1rem 0; }
