@@ -26,12 +26,16 @@ section { border-top: 2px solid var(--line); margin-top: 2rem; }
 
 def write(folder: pathlib.Path, order: list[str]) -> pathlib.Path:
     """index.html beside the CSVs; suites in that order."""
+    path = folder / "index.html"
+    path.write_text(of_folder(folder, order), encoding="utf-8", newline="\n")
+    return path
+
+
+def of_folder(folder: pathlib.Path, order: list[str]) -> str:
     found = [folder / f"{name}.csv" for name in order if (folder / f"{name}.csv").exists()]
     if not found:
         raise ValueError(f"{folder} has no results")
-    path = folder / "index.html"
-    path.write_text(page([(csv.stem, read(csv), drawings(csv)) for csv in found]), encoding="utf-8", newline="\n")
-    return path
+    return page([(csv.stem, read(csv), drawings(csv)) for csv in found])
 
 
 def drawings(csv: pathlib.Path) -> list[str]:
