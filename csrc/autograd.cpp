@@ -7,6 +7,7 @@
 // Derivatives of b for a cotangent v:
 //   b_g = b(v, y, r),  b_y = -r (mean(v y) g + mean(g y) v),  b_r = sum(v g) - sum(v y) mean(y g)
 #include <ATen/TensorOperators.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -255,6 +256,10 @@ void add_srms_norm_(c10::DispatchKeySet keys, const Tensor& input, const Tensor&
 }
 
 void add_srms_norm_bump(c10::DispatchKeySet keys, const Tensor& input, const Tensor& residual, MaybeDouble eps) {
+  // bump_version says so too, but only once all is written.
+  TORCH_CHECK(c10::InferenceMode::is_enabled() || !(input.is_inference() || residual.is_inference()),
+              "srmsnorm: add_srms_norm_ got an inference tensor outside InferenceMode: an in-place update to it is not "
+              "allowed; clone it first");
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     op::add_srms_norm_().redispatch(keys & c10::after_ADInplaceOrView_keyset, input, residual, eps);

@@ -46,7 +46,11 @@ int size_of(at::ScalarType dtype) { return static_cast<int>(c10::elementSize(dty
 py::dict launch_plan(int64_t dim, at::ScalarType dtype, std::optional<at::ScalarType> residual_dtype, bool backward,
                      bool grad_sum, bool aligned, bool in_phase, int max_cluster) {
   TORCH_CHECK(dim > 0, "srmsnorm: dim must be at least 1, got ", dim);
-  TORCH_CHECK(at::isFloatingType(dtype), "srmsnorm: dtype must be a floating point type, got ", dtype);
+  TORCH_CHECK(dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kFloat || dtype == at::kDouble,
+              "srmsnorm: dtype must be float16, bfloat16, float32 or float64, got ", dtype);
+  TORCH_CHECK(!residual_dtype || *residual_dtype == dtype || (size_of(dtype) == 2 && *residual_dtype == at::kFloat),
+              "srmsnorm: residual_dtype must be dtype, or float32 beside a 16-bit one, got ", *residual_dtype,
+              " beside ", dtype);
   TORCH_CHECK(max_cluster >= 1 && max_cluster <= kMaxCluster, "srmsnorm: max_cluster must be from 1 to ", kMaxCluster,
               ", got ", max_cluster);
   int size = size_of(dtype), beside = size_of(residual_dtype.value_or(dtype));

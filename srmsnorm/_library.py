@@ -69,7 +69,7 @@ def launch_plan(
             later ones, 1 for those before, which have none.
 
     Returns:
-        The plan's integers and flags by name (threads per row, rows per block, vector bytes, ...).
+        The plan's integers and flags by name (threads per row, rows per block, vectors, ...).
 
     Raises:
         RuntimeError: a dim below 1, dtypes the operator does not take, or a max_cluster out of 1 ... 16.

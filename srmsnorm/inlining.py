@@ -30,11 +30,13 @@ class inline_under_compile:
 
     def __init__(self, enable: bool = True) -> None:
         global enabled
-        self._before = enabled
+        self._enable, self._before = enable, enabled
         enabled = enable
 
     def __enter__(self) -> None:
-        pass
+        global enabled
+        if enabled != self._enable:  # used a second time
+            self._before, enabled = enabled, self._enable
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -204,6 +204,18 @@ def test_in_place_of_inference_tensors(device):
         assert torch.equal(input, want[0]) and torch.equal(residual, want[1])
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_in_place_of_inference_tensors_outside(device, which):
+    """Refused before anything is written."""
+    operands = [plain(device), plain(device)]
+    with torch.inference_mode():
+        operands[which] = plain(device)
+    before = [t.clone() for t in operands]
+    with pytest.raises(RuntimeError, match="srmsnorm: .*inference tensor"):
+        srmsnorm.add_srms_norm_(*operands)
+    assert all(torch.equal(a, b) for a, b in zip(operands, before, strict=True))
+
+
 # ---- the backward operators
 
 

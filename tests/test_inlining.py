@@ -98,3 +98,11 @@ def test_eager_calls_stay(operands):
         assert all(torch.equal(a, b) for a, b in zip(srmsnorm.add_srms_norm(*operands), want, strict=True))
         seen = srmsnorm.srms_norm(operands[0].as_subclass(type("Seen", (torch.Tensor,), {})), operands[1])
     assert torch.equal(seen.as_subclass(torch.Tensor), want[0])
+
+
+def test_a_context_can_be_used_again():
+    context = srmsnorm.inline_under_compile()
+    for _ in range(2):
+        with context:
+            assert srmsnorm.inlining.enabled
+        assert not srmsnorm.inlining.enabled

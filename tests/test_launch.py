@@ -1,6 +1,9 @@
 """Launch plans, as plain numbers: every row is covered, and nothing asks for more than a GPU has."""
 
 import itertools
+import pathlib
+import runpy
+import subprocess
 
 import plans
 import pytest
@@ -81,11 +84,6 @@ def test_bad_cluster(cluster):
         srmsnorm.launch_plan(64, FLOAT, max_cluster=cluster)
 
 
-def test_bad_dtype():
-    with pytest.raises((RuntimeError, TypeError, ValueError), match="(?i)int|long"):
-        srmsnorm.launch_plan(64, torch.int64)
-
-
 @pytest.mark.parametrize(("kind", "options"), FORWARD + BACKWARD, ids=label)
 def test_threads_grow_with_dim(kind, options):
     """From one boundary to the next the threads of a row never halve again."""
@@ -137,3 +135,59 @@ def test_wide_rows():
     assert srmsnorm.launch_plan(262_144, BFLOAT, max_cluster=1)["twice"]
     assert srmsnorm.launch_plan(2**20, FLOAT)["twice"]
     assert not srmsnorm.launch_plan(2048, BFLOAT)["twice"] and srmsnorm.launch_plan(2048, BFLOAT)["cluster"] == 1
+
+
+@pytest.mark.parametrize("kind", [Kind(BFLOAT), Kind(BFLOAT, FLOAT), Kind(FLOAT)], ids=str)
+def test_staged_rows_fit_the_shared_memory_of_every_gpu_with_clusters(kind):
+    """99 KB of a block on compute capability 12, less on none."""
+    late = (kind.residual or kind.dtype).itemsize // kind.dtype.itemsize
+    for dim in range(16_384, 2**20, 4096):
+        for cluster in (8, 16):
+            plan = srmsnorm.launch_plan(
+                dim, kind.dtype, kind.residual, backward=True, grad_sum=True, max_cluster=cluster
+            )
+            staged = plan["cluster"] > 1 and not plan["twice"]
+            assert not staged or 16 * late * plan["vectors"] * plan["threads_per_row"] <= 96 << 10, (dim, plan)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "residual"), [(torch.int64, None), (torch.float8_e4m3fn, None), (FLOAT, BFLOAT), (BFLOAT, HALF)]
+)
+def test_bad_dtypes(dtype, residual):
+    with pytest.raises(RuntimeError, match="srmsnorm: "):
+        srmsnorm.launch_plan(64, dtype, residual)
+
+
+INSTANCES = """
+#include "{csrc}/cuda/backward.cuh"
+#include "{csrc}/cuda/forward.cuh"
+using namespace srmsnorm;
+using F = Forward<__nv_bfloat16, float>;
+using B = Backward<__nv_bfloat16, float, true>;
+template __global__ void srmsnorm::row_kernel<F, 2, true, false, false>(const __grid_constant__ F::Args, int);
+template __global__ void srmsnorm::row_kernel<F, 8, false, true, false>(const __grid_constant__ F::Args, int);
+template __global__ void srmsnorm::row_kernel<B, 8, true, true, false>(const __grid_constant__ B::Args, int);
+template __global__ void srmsnorm::row_kernel<B, 2, true, true, true>(const __grid_constant__ B::Args, int);
+"""
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_90", "sm_120"])
+def test_kernels_compile_for_other_architectures(architecture, tmp_path):
+    """With clusters and without; what a build compiles is one architecture alone."""
+    setup = pathlib.Path(srmsnorm.__file__).parents[1] / "setup.py"
+    home = runpy.run_path(str(setup))["find_toolkit"]() if setup.exists() and torch.version.cuda else None
+    if home is None:
+        pytest.skip("needs nvcc and the source tree")
+    source = tmp_path / "instances.cu"
+    source.write_text(INSTANCES.format(csrc=setup.parent / "csrc"))
+    command = [
+        home / "bin/nvcc",
+        "-std=c++20",
+        f"-arch={architecture}",
+        "-ptx",
+        source,
+        "-o",
+        tmp_path / "instances.ptx",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -13,8 +13,8 @@ struct Backward {
   using Accumulator = accumulate_t<T>;
   static constexpr bool kMixed = !std::is_same_v<T, S>;  // else both inputs get the one gradient
   static constexpr int kElements = 16 / sizeof(T);
-  static constexpr int kLateChunks = has_sum ? sizeof(S) / sizeof(T) : 0;
-  static constexpr int kChunks = 2 + kLateChunks;
+  static constexpr int kChunks = backward_chunks(sizeof(T), has_sum ? sizeof(S) : 0).all;
+  static constexpr int kLateChunks = backward_chunks(sizeof(T), has_sum ? sizeof(S) : 0).late;
 
   template <int N>
   struct Pieces {

@@ -59,6 +59,15 @@ constexpr int block_vectors(int chunks) { return chunks == 1 ? 16 : chunks == 2 
 constexpr int cluster_vectors(int chunks) { return chunks == 1 ? 16 : chunks <= 3 ? 8 : 4; }
 constexpr int cluster_threads(int chunks) { return chunks == 3 ? 128 : 256; }
 
+// Shared memory of a block whose late chunks are staged; never more than what every GPU with clusters grants.
+constexpr int kMostStage = 96 << 10;
+constexpr int stage_bytes(int late_chunks, int vectors, int threads) { return 16 * late_chunks * vectors * threads; }
+
+constexpr int most_cluster_threads(Chunks chunks) {
+  int held = chunks.all - chunks.late, vectors = cluster_vectors(held), most = max_threads(held, vectors, false);
+  return chunks.late == 0 ? most : std::min(most, kMostStage / stage_bytes(chunks.late, vectors, 1));
+}
+
 // A part of a warp. A vector a thread up to 32 of them, but two where a quarter of the places would be empty (forward:
 // dim 128 1.00 with 16 x 1, 0.98 with 8 x 2; dim 100 0.93 with 16 x 1, 1.00 with 8 x 2); from there 32 x 2 or 32 x 3,
 // or 16 x 3 where a quarter would be empty.
@@ -87,12 +96,13 @@ constexpr LaunchPlan plan_in_block(LaunchPlan plan, int vectors, int chunks) {
 // As few blocks as hold the row with their usual number of threads, more threads where the largest cluster is not
 // enough. dim 131072 with residual: 1.00 with 256 x 8 in clusters of 8, 0.99 with 128 x 8 in 16, 0.97 with 512 x 8
 // in 4.
-constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, int chunks, int max_cluster) {
-  plan.vectors = cluster_vectors(chunks);
-  int blocks = ceil_div(vectors, int64_t{1} * cluster_threads(chunks) * plan.vectors);
+constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, Chunks chunks, int max_cluster) {
+  int held = chunks.all - chunks.late;
+  plan.vectors = cluster_vectors(held);
+  int blocks = ceil_div(vectors, int64_t{1} * cluster_threads(held) * plan.vectors);
   plan.cluster = std::clamp(power_of_two_from(blocks), 2, max_cluster);
   plan.threads_per_row =
-      std::min(max_threads(chunks, plan.vectors, false), whole_warps(ceil_div(vectors, plan.cluster * plan.vectors)));
+      std::min(most_cluster_threads(chunks), whole_warps(ceil_div(vectors, plan.cluster * plan.vectors)));
   return plan;
 }
 
@@ -109,7 +119,7 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   else if (vectors <= kMostThreads * block_vectors(chunks.all))
     plan = plan_in_block(plan, static_cast<int>(vectors), chunks.all);
   else if (max_cluster > 1)
-    plan = plan_in_cluster(plan, vectors, chunks.all - chunks.late, max_cluster);
+    plan = plan_in_cluster(plan, vectors, chunks, max_cluster);
   else
     plan.threads_per_row = kMostThreads;
   if (int64_t{1} * plan.threads_per_row * plan.cluster * plan.vectors < vectors) plan.twice = true;

@@ -65,18 +65,21 @@ Kernel<Op> kernel_of(const LaunchPlan& plan) {
 }
 
 template <class Op>
-cudaError_t launch_plan(const typename Op::Args& args, const LaunchPlan& plan, int ahead, cudaStream_t stream) {
+cudaError_t launch_as(const typename Op::Args& args, const LaunchPlan& plan, int ahead, cudaStream_t stream) {
   int64_t blocks = (args.space.rows + plan.rows_per_block - 1) / plan.rows_per_block * plan.cluster;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   auto kernel = kernel_of<Op>(plan);
   if (plan.cluster > kPortableCluster)
     if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) return error;
 
-  size_t stage = 0;  // of shared memory
-  if (plan.cluster > 1 && !plan.twice) stage = size_t{16} * Op::kLateChunks * plan.vectors * plan.threads_per_row;
-  if (stage > (32 << 10))  // 48 KB come unasked, and the static part counts too
-    if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(stage)))
-      return error;
+  constexpr Chunks kChunks{Op::kChunks, Op::kLateChunks};
+  int stage = plan.cluster > 1 && !plan.twice ? stage_bytes(kChunks.late, plan.vectors, plan.threads_per_row) : 0;
+  if (stage > (32 << 10)) {  // 48 KB come unasked, and the static part counts too
+    // The most that this instance may need, whatever the row: calls of other threads set the same.
+    constexpr int kMost =
+        stage_bytes(kChunks.late, cluster_vectors(kChunks.all - kChunks.late), most_cluster_threads(kChunks));
+    if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMost)) return error;
+  }
 
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
@@ -96,7 +99,7 @@ cudaError_t launch(const typename Op::Args& args, Alignment alignment, int max_c
                    cudaStream_t stream) {
   auto plan =
       plan_launch(args.space.dim, sizeof(typename Op::Element), {Op::kChunks, Op::kLateChunks}, alignment, max_cluster);
-  auto error = launch_plan<Op>(args, plan, ahead, stream);
+  auto error = launch_as<Op>(args, plan, ahead, stream);
   if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
   cudaGetLastError();  // a part of a GPU can have too few multiprocessors side by side for the largest cluster
   return launch<Op>(args, alignment, kPortableCluster, ahead, stream);

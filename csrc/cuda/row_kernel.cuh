@@ -6,7 +6,7 @@
 //   Pieces<N>                            what is held of N elements of the row, by operand
 //   Op(args, row index)                  pointers to the row
 //   begin()                              the operand whose address decides how the row is cut for the sum
-//   result()                             the one that is written
+//   result()                             the operand whose address decides how the row is cut for the stores
 //   each(pieces, f)                      f(vector, pointer to its row) for every operand that the sum needs
 //   each_late(pieces, f)                 the same for those that it does not
 //   term(pieces)                         their part of the sum
@@ -19,6 +19,9 @@
 #include "../row_args.h"
 #include "launch.h"
 #include "vector.cuh"
+
+// The compilation for an architecture that has thread block clusters; the names below do not exist for others.
+#define SRMSNORM_CLUSTERS (__CUDA_ARCH__ >= 900)
 
 namespace srmsnorm {
 
@@ -61,10 +64,14 @@ struct RowGroup {
 
   __device__ __forceinline__ RowGroup() {
     if constexpr (clustered) {
+#if SRMSNORM_CLUSTERS
       auto cluster = cooperative_groups::this_cluster();
       blocks = cluster.num_blocks();
       rank = cluster.block_rank();
       cluster.barrier_arrive();  // "this block runs": sum waits for that before it writes to a peer
+#else
+      __trap();  // code for an earlier architecture on a GPU that has clusters: an error, not a wrong sum
+#endif
     }
   }
 
@@ -98,12 +105,16 @@ struct RowGroup {
 
   template <class T>
   __device__ __forceinline__ T sum_over_blocks(T value) const {
+#if SRMSNORM_CLUSTERS
     __shared__ T of_block[kMaxCluster];
     auto cluster = cooperative_groups::this_cluster();
     cluster.barrier_wait();
     if (threadIdx.x < blocks) *cluster.map_shared_rank(&of_block[rank], threadIdx.x) = value;
     cluster.sync();  // also: no block leaves before its peers have written to it
     return sum_of(of_block, blocks);
+#else
+    return value;
+#endif
   }
 
   // By halves, in every lane: one after the other, 32 terms err by 2 ulp of rstd.
@@ -238,7 +249,7 @@ struct Element {
 // a cluster wait for each other and for the places of all of them. A hint: nothing depends on it.
 template <class Op, class Group>
 __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64_t dim) {
-#if __CUDA_ARCH__ >= 900
+#if SRMSNORM_CLUSTERS
   typename Op::template Pieces<1> none;
   auto start = [&](auto&, auto row) {
     int64_t bytes = dim * sizeof(*row) / group.blocks / 16 * 16;
