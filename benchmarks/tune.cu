@@ -1,5 +1,5 @@
-// Times launches that the plan could choose: every (threads, rows, vectors, cluster, prefetch distance) that holds a
-// row. Compiled and run by tune.py, which says which of them the plan chooses; ELEMENT and BESIDE name the dtypes.
+// Times launches that the plan could choose: every (threads, rows, vectors, cluster, kept in the L2) that holds a row.
+// Compiled and run by tune.py, which says which of them the plan chooses; ELEMENT and BESIDE name the dtypes.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -25,27 +25,33 @@ void check(cudaError_t error, const char* what) {
 }
 
 struct Candidate {
-  int threads, rows, vectors, cluster, ahead_mb;
+  int threads, rows, vectors, cluster;
+  bool kept;
 };
 
 // ---- instances of the kernel
 
 template <class Op>
-using Kernel = void (*)(typename Op::Args, int);
+using Kernel = void (*)(typename Op::Args);
 
-template <class Op, bool edges, bool clustered, int... vectors>
+template <class Op, bool edges, bool clustered, bool kept, int... vectors>
 Kernel<Op> with_vectors(int wanted, std::integer_sequence<int, vectors...>) {
   Kernel<Op> found = nullptr;
-  ((vectors == wanted ? found = row_kernel<Op, vectors, edges, clustered, false> : nullptr), ...);
+  ((vectors == wanted ? found = row_kernel<Op, vectors, edges, clustered, false, kept> : nullptr), ...);
   return found;
+}
+
+template <class Op, bool edges, bool kept>
+Kernel<Op> kernel_of(const Candidate& c) {
+  std::integer_sequence<int, 1, 2, 3, 4, 6, 8, 12, 16> all;
+  return c.cluster == 1 ? with_vectors<Op, edges, false, kept>(c.vectors, all)
+                        : with_vectors<Op, edges, true, kept>(c.vectors, all);
 }
 
 template <class Op>
 Kernel<Op> kernel_of(const Candidate& c, bool edges) {
-  std::integer_sequence<int, 1, 2, 3, 4, 6, 8, 12, 16> all;
-  if (c.cluster == 1)
-    return edges ? with_vectors<Op, true, false>(c.vectors, all) : with_vectors<Op, false, false>(c.vectors, all);
-  return edges ? with_vectors<Op, true, true>(c.vectors, all) : with_vectors<Op, false, true>(c.vectors, all);
+  if (edges) return kernel_of<Op, true, false>(c);
+  return c.kept ? kernel_of<Op, false, true>(c) : kernel_of<Op, false, false>(c);
 }
 
 // ---- time
@@ -70,8 +76,9 @@ float median_us(const std::function<cudaError_t()>& call) {
 }
 
 // -1 where the launch is not possible.
-template <class Op>
-float time_of(const typename Op::Args& args, const Candidate& c, bool edges, int64_t row_bytes) {
+template <class Op, class Call>
+float time_of(const Call& call, const Candidate& c, bool edges) {
+  auto args = Op::args(call);
   auto kernel = kernel_of<Op>(c, edges);
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
@@ -83,13 +90,12 @@ float time_of(const typename Op::Args& args, const Candidate& c, bool edges, int
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(c.cluster), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3((args.space.rows + c.rows - 1) / c.rows * c.cluster);
+  config.gridDim = dim3((args.rows + c.rows - 1) / c.rows * c.cluster);
   config.blockDim = dim3(c.threads, c.rows);
   config.dynamicSmemBytes = stage;
   config.attrs = &cluster;
   config.numAttrs = c.cluster > 1;
-  int64_t ahead = c.ahead_mb ? std::max<int64_t>(1, (int64_t{c.ahead_mb} << 20) / row_bytes) : args.space.rows;
-  float us = median_us([&] { return cudaLaunchKernelEx(&config, kernel, args, static_cast<int>(ahead)); });
+  float us = median_us([&] { return cudaLaunchKernelEx(&config, kernel, args); });
   cudaGetLastError();  // a launch that is not possible leaves its error behind
   return us;
 }
@@ -110,22 +116,22 @@ Rows rows_of(char* data, int64_t dim) {
   return {data, dtype, {dim}};
 }
 
-float time_of(const std::string& op, const RowSpace& space, const Buffers& b, const Candidate& c, int64_t row_bytes) {
+float time_of(const std::string& op, const RowSpace& space, const Buffers& b, const Candidate& c) {
   bool edges = space.dim % (16 / sizeof(T)) != 0;
   int64_t dim = space.dim;
   if (op[0] == 'f') {
     ForwardArgs args{space, 1e-6, rows_of<T>(b.read[0], dim), {}, rows_of<T>(b.written[0], dim)};
-    if (op == "forward") return time_of<Forward<T, void>>(args, c, edges, row_bytes);
+    if (op == "forward") return time_of<Forward<T, void>>(args, c, edges);
     args.residual = rows_of<S>(b.read[1], dim);
     if (op == "forward,sum") args.sum = rows_of<S>(b.written[1], dim);
-    return time_of<Forward<T, S>>(args, c, edges, row_bytes);
+    return time_of<Forward<T, S>>(args, c, edges);
   }
   BackwardArgs args{space, rows_of<T>(b.read[0], dim), rows_of<T>(b.read[1], dim), {b.rstd, DType::Float, {1}}};
   args.grad_input = rows_of<T>(b.written[0], dim);
   if (sizeof(S) != sizeof(T)) args.grad_residual = rows_of<S>(b.written[1], dim);
-  if (op == "backward") return time_of<Backward<T, S, false>>(args, c, edges, row_bytes);
+  if (op == "backward") return time_of<Backward<T, S, false>>(args, c, edges);
   args.grad_sum = rows_of<S>(b.read[2], dim);
-  return time_of<Backward<T, S, true>>(args, c, edges, row_bytes);
+  return time_of<Backward<T, S, true>>(args, c, edges);
 }
 
 // ---- candidates
@@ -135,7 +141,7 @@ int chunks_of(const std::string& op) {
   return op == "forward" ? 1 : op == "backward" ? 2 : op[0] == 'f' ? 1 + beside : 2 + beside;
 }
 
-std::vector<Candidate> candidates(int64_t dim, int chunks, const std::vector<int>& ahead_mb) {
+std::vector<Candidate> candidates(int64_t dim, int chunks) {
   int64_t vectors = std::max<int64_t>(1, dim / (16 / sizeof(T)));
   std::vector<Candidate> all;
   for (int held : {1, 2, 3, 4, 6, 8, 12, 16})
@@ -147,10 +153,10 @@ std::vector<Candidate> candidates(int64_t dim, int chunks, const std::vector<int
       if (threads > 32) per_row = (threads + 31) / 32 * 32;
       for (int block : {0, 64, 128, 256}) {  // 0: one row
         int rows = block ? block / per_row : 1;
-        if (rows < 1 || (block && rows == 1) || per_row * rows % 32 || (cluster > 1 && block)) continue;
-        all.push_back({per_row, rows, held, cluster, 0});
-        for (int mb : ahead_mb)
-          if (cluster > 1 && mb) all.push_back({per_row, rows, held, cluster, mb});
+        if (rows < 1 || (block && rows == 1) || per_row * rows % 32) continue;
+        if (rows > 1 && (per_row > 32 || held > 3 || cluster > 1)) continue;  // the kernel takes one row there
+        all.push_back({per_row, rows, held, cluster, false});
+        if (dim % (16 / sizeof(T)) == 0) all.push_back({per_row, rows, held, cluster, true});
       }
     }
   return all;
@@ -180,28 +186,25 @@ std::vector<std::string> split(const std::string& text, char by) {
 
 }  // namespace
 
-// tune ELEMENTS OP;OP;... DIM,DIM,... MB,MB,...: a CSV on stdout.
+// tune ELEMENTS OP;OP;... DIM,DIM,...: a CSV on stdout.
 int main(int argc, char** argv) {
-  if (argc != 5) return std::fputs("tune ELEMENTS OPS DIMS AHEAD_MB\n", stderr), 2;
+  if (argc != 4) return std::fputs("tune ELEMENTS OPS DIMS\n", stderr), 2;
   int64_t elements = std::atoll(argv[1]);
-  std::vector<int> ahead;
-  for (const auto& mb : split(argv[4], ',')) ahead.push_back(std::stoi(mb));
   int64_t bytes = elements * std::max(sizeof(T), sizeof(S)) + 64;
   Buffers buffers{{filled(bytes, 1), filled(bytes, 2), filled(bytes, 3)}, {filled(bytes, 4), filled(bytes, 5)}};
   buffers.rstd = reinterpret_cast<float*>(filled(elements * 4, 6));
   check(cudaDeviceSynchronize(), "fill");
-  std::puts("op,dim,threads_per_row,rows_per_block,vectors,cluster,ahead_mb,us");
+  std::puts("op,dim,threads_per_row,rows_per_block,vectors,cluster,kept,us");
   for (const auto& op : split(argv[2], ';'))
     for (const auto& text : split(argv[3], ',')) {
       RowSpace space;
       space.dim = std::stoll(text);
       space.rows = space.sizes[0] = elements / space.dim;
-      int64_t row_bytes = space.dim * sizeof(T) * chunks_of(op);
-      for (const auto& c : candidates(space.dim, chunks_of(op), ahead)) {
-        float us = time_of(op, space, buffers, c, row_bytes);
+      for (const auto& c : candidates(space.dim, chunks_of(op))) {
+        float us = time_of(op, space, buffers, c);
         if (us > 0)
           std::printf("\"%s\",%s,%d,%d,%d,%d,%d,%.2f\n", op.c_str(), text.c_str(), c.threads, c.rows, c.vectors,
-                      c.cluster, c.ahead_mb, us);
+                      c.cluster, c.kept, us);
       }
       std::fflush(stdout);
     }

@@ -62,7 +62,7 @@ def table(frame: pd.DataFrame, dtype: str, top: int) -> str:
         own = ordered[(ordered[PLAN] == chosen(op, dim, dtype)).all(axis=1)]
         names = [
             f"{row.threads_per_row}x{row.vectors}" + (f" rows {row.rows_per_block}" if row.rows_per_block > 1 else "")
-            + (f" cluster {row.cluster}" if row.cluster > 1 else "") + (f" {row.ahead_mb} MB" if row.ahead_mb else "")
+            + (f" cluster {row.cluster}" if row.cluster > 1 else "") + (" kept" if row.kept else "")
             for row in ordered.head(top).itertuples()
         ]  # fmt: skip
         ratio = f"{own['us'].min() / best:.3f}" if len(own) else "not timed"
@@ -75,7 +75,6 @@ def main(
     ops: Annotated[str, typer.Option(help="Semicolon-separated.")] = ";".join(OPS),
     dims: Annotated[str, typer.Option(help="Comma-separated.")] = DIMS,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(ELEMENTS)}.")] = "bf16",
-    ahead: Annotated[str, typer.Option(help="MB that clusters prefetch ahead, comma-separated.")] = "2,4,7,12",
     elements: Annotated[int, typer.Option(help="Of each operand.")] = 1 << 28,
     top: Annotated[int, typer.Option(help="Launches to print for a row.")] = 3,
     out: Annotated[pathlib.Path | None, typer.Option(help="The CSV.")] = None,
@@ -87,7 +86,7 @@ def main(
         if program is None:
             program = pathlib.Path(folder) / "tune"
             build(dtype, program)
-        done = subprocess.run([program, str(elements), ops, dims, ahead], check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([program, str(elements), ops, dims], check=True, stdout=subprocess.PIPE, text=True)
     if out:
         out.write_text(done.stdout)
     print(table(pd.read_csv(io.StringIO(done.stdout)), dtype, top))

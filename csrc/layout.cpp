@@ -42,19 +42,29 @@ Levels<N> merge(const std::array<Operand, N>& operands, at::IntArrayRef leading)
   return levels;
 }
 
+// As many as there is room for; several only where the rows' indices have 32 bits, which the kernels divide.
+int levels_of_a_launch(int count, const int64_t* sizes) {
+  int64_t rows = 1;
+  for (int i = 0; i < std::min(count, kMaxLevels); i++) {
+    rows *= sizes[i];
+    if (i > 0 && rows > UINT32_MAX) return i;
+  }
+  return std::min(count, kMaxLevels);
+}
+
 template <size_t N>
 void for_each_block(RowSpace& space, const std::array<Operand, N>& operands, const Tensor& shape,
                     c10::function_ref<void()> launch) {
   auto levels = merge(operands, shape.sizes().slice(0, shape.dim() - 1));
   space.dim = shape.size(-1);
-  space.levels = std::clamp(levels.count, 1, kMaxLevels);
+  space.levels = std::max(levels_of_a_launch(levels.count, levels.sizes.data()), 1);
   space.sizes[0] = space.rows = 1;
-  for (int i = 0; i < std::min(levels.count, kMaxLevels); i++) {
+  for (int i = 0; i < std::min(levels.count, space.levels); i++) {
     space.rows *= space.sizes[i] = levels.sizes[i];
     for (size_t k = 0; k < N; k++) operands[k].rows->strides[i] = levels.strides[k][i];
   }
   auto loop = [&](auto& self, int level) -> void {
-    if (level < kMaxLevels) return launch();
+    if (level < space.levels) return launch();
     std::array<void*, N> start;
     for (size_t k = 0; k < N; k++) start[k] = operands[k].rows->data;
     for (int64_t i = 0; i < levels.sizes[level]; i++) {

@@ -10,7 +10,8 @@ enum class DType : int8_t { Half, BFloat16, Float, Double };
 // caller.
 constexpr int kMaxLevels = 4;
 
-// The rows that all operands of a call have in common. Level 0 is the innermost.
+// The rows that all operands of a call have in common. Level 0 is the innermost. In several levels there are fewer than
+// 2^32 rows.
 struct RowSpace {
   int64_t rows = 0;
   int64_t dim = 0;  // elements in a row, at least 1

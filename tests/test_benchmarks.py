@@ -381,7 +381,7 @@ def test_what_a_call_keeps_agrees_with_known_tensors(device, plain_memory):
 
     assert memory.kept_and_peak_mib(lambda: prepare(torch.exp), device) == pytest.approx((1, 1), abs=1e-3)
     assert memory.kept_and_peak_mib(lambda: prepare(lambda x: x.exp().sin()), device) == pytest.approx((2, 2), abs=1e-3)
-    assert memory.kept_and_peak_mib(lambda: prepare(temporary), device) == pytest.approx((0, 1), abs=1e-3)
+    assert memory.kept_and_peak_mib(lambda: prepare(temporary), device) == pytest.approx((0, 1), abs=2e-3)  # and a sum
 
 
 def test_memory_on_the_cpu(tmp_path, monkeypatch, plain_memory):

@@ -39,7 +39,7 @@ def check(dim, kind, options):
     assert threads * rows % 32 == 0 and (threads % 32 == 0 or (threads < 32 and 32 % threads == 0))
     assert threads * rows <= (256 if plan["vectors"] <= 3 and not plan["twice"] else 512) and plan["vectors"] >= 1
     assert cluster in (1, 2, 4, 8, 16) and cluster <= options["max_cluster"]
-    assert rows == 1 or cluster == 1
+    assert rows == 1 or (cluster == 1 and threads <= 32 and plan["vectors"] <= 3)
     assert plan["vector_elements"] * kind.dtype.itemsize == 16
     assert plan["edges"] or aligned
     assert plan["twice"] or threads * cluster * plan["vectors"] >= dim // plan["vector_elements"]
@@ -164,10 +164,10 @@ INSTANCES = """
 using namespace srmsnorm;
 using F = Forward<__nv_bfloat16, float>;
 using B = Backward<__nv_bfloat16, float, true>;
-template __global__ void srmsnorm::row_kernel<F, 2, true, false, false>(const __grid_constant__ F::Args, int);
-template __global__ void srmsnorm::row_kernel<F, 8, false, true, false>(const __grid_constant__ F::Args, int);
-template __global__ void srmsnorm::row_kernel<B, 8, true, true, false>(const __grid_constant__ B::Args, int);
-template __global__ void srmsnorm::row_kernel<B, 2, true, true, true>(const __grid_constant__ B::Args, int);
+template __global__ void srmsnorm::row_kernel<F, 2, true, false, false, false>(const __grid_constant__ F::Args);
+template __global__ void srmsnorm::row_kernel<F, 4, false, true, false, true>(const __grid_constant__ F::Args);
+template __global__ void srmsnorm::row_kernel<B, 8, true, true, false, false>(const __grid_constant__ B::Args);
+template __global__ void srmsnorm::row_kernel<B, 2, true, true, true, false>(const __grid_constant__ B::Args);
 """
 
 

@@ -10,10 +10,10 @@ template <class T, class S>
 cudaError_t launch_beside(const BackwardArgs& args, int max_cluster, cudaStream_t stream) {
   auto alignment =
       alignment_of(args.space, args.output, args.grad_output, args.grad_sum, args.grad_input, args.grad_residual);
-  int ahead = rows_ahead(row_bytes(args.space, args.grad_output, args.output, args.grad_sum),
-                         row_bytes(args.space, args.grad_input, args.grad_residual));
-  return args.grad_sum.data ? launch<Backward<T, S, true>>(args, alignment, max_cluster, ahead, stream)
-                            : launch<Backward<T, S, false>>(args, alignment, max_cluster, ahead, stream);
+  auto hints = launch_hints(args.space.rows, row_bytes(args.space, args.grad_output, args.output, args.grad_sum),
+                            row_bytes(args.space, args.grad_input, args.grad_residual));
+  return args.grad_sum.data ? launch<Backward<T, S, true>>(args, alignment, max_cluster, hints, stream)
+                            : launch<Backward<T, S, false>>(args, alignment, max_cluster, hints, stream);
 }
 
 template <class T>

@@ -1,6 +1,5 @@
 // dh = r (g - y mean(y g)) (+ the gradient of the sum), rounded once to each gradient's type.
 #pragma once
-#include "../row_args.h"
 #include "row_kernel.cuh"
 
 namespace srmsnorm {
@@ -8,9 +7,9 @@ namespace srmsnorm {
 // S: the residual's type; has_sum: whether there is a gradient of the sum, which has that type.
 template <class T, class S, bool has_sum>
 struct Backward {
-  using Args = BackwardArgs;
   using Element = T;
   using Accumulator = accumulate_t<T>;
+  using Args = KernelArgs<6, Accumulator>;
   static constexpr bool kMixed = !std::is_same_v<T, S>;  // else both inputs get the one gradient
   static constexpr int kElements = 16 / sizeof(T);
   static constexpr int kChunks = backward_chunks(sizeof(T), has_sum ? sizeof(S) : 0).all;
@@ -26,21 +25,37 @@ struct Backward {
   const S* grad_sum;
   T* grad_input;
   S* grad_residual;
+  const Accumulator* rstd;
+  bool writes_input = true, writes_residual = true;  // not every call needs both
   Accumulator r, mean;
 
-  __device__ __forceinline__ Backward(const Args& args, int64_t row) {
-    RowIndex index(args.space, row);
-    int levels = args.space.levels;
-    grad_output = index.in<const T>(args.grad_output, levels);
-    output = index.in<const T>(args.output, levels);
-    r = *index.in<const Accumulator>(args.rstd, levels);
-    grad_input = args.grad_input.data ? index.in<T>(args.grad_input, levels) : nullptr;
-    if constexpr (has_sum) grad_sum = index.in<const S>(args.grad_sum, levels);
-    if constexpr (kMixed) grad_residual = args.grad_residual.data ? index.in<S>(args.grad_residual, levels) : nullptr;
+  static Args args(const BackwardArgs& call, int ahead) {
+    return kernel_args<Accumulator>(call.space, 0, ahead, call.grad_output, call.output, call.rstd, call.grad_sum,
+                                    call.grad_input, call.grad_residual);
   }
 
+  __device__ __forceinline__ Backward(const Args& args, int64_t row) {
+    RowOffsets<Args, 0, 4> offset(args, row);
+    grad_output = offset.template in<const T>(args, 0);
+    output = offset.template in<const T>(args, 1);
+    rstd = offset.template in<const Accumulator>(args, 2);
+    if constexpr (has_sum) grad_sum = offset.template in<const S>(args, 3);
+  }
+
+  __device__ __forceinline__ void open_results(const Args& args, int64_t row) {
+    RowOffsets<Args, 4, 6> offset(args, row);
+    grad_input = offset.template in<T>(args, 4);
+    if constexpr (kMixed) {
+      grad_residual = offset.template in<S>(args, 5);
+      writes_input = args.of[4].data;
+      writes_residual = args.of[5].data;
+    }
+  }
+
+  __device__ __forceinline__ void load_row() { r = *rstd; }
+
   __device__ __forceinline__ const T* begin() const { return output; }
-  __device__ __forceinline__ const T* result() const { return kMixed && !grad_input ? output : grad_input; }
+  __device__ __forceinline__ const T* result() const { return writes_input ? grad_input : output; }
 
   template <int N, class F>
   __device__ __forceinline__ void each(Pieces<N>& held, F f) const {
@@ -61,9 +76,7 @@ struct Backward {
     return dot(y, g);
   }
 
-  __device__ __forceinline__ void finish(Accumulator total, const Args& args) {
-    mean = total / static_cast<Accumulator>(args.space.dim);
-  }
+  __device__ __forceinline__ void finish(Accumulator total, const Args& args) { mean = total * args.inverse_dim; }
 
   __device__ __forceinline__ void store_row() const {}
 
@@ -86,8 +99,8 @@ struct Backward {
     if constexpr (kMixed) {
       Vector<S, N> out;
       out.set(g);
-      if (grad_residual) f(out, grad_residual);
-      if (!grad_input) return;
+      if (writes_residual) f(out, grad_residual);
+      if (!writes_input) return;
     }
     Vector<T, N> out;
     out.set(g);

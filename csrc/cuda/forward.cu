@@ -9,13 +9,13 @@ namespace {
 template <class T>
 cudaError_t launch_forward(const ForwardArgs& args, int max_cluster, cudaStream_t stream) {
   auto alignment = alignment_of(args.space, args.input, args.residual, args.output, args.sum);
-  int ahead =
-      rows_ahead(row_bytes(args.space, args.input, args.residual), row_bytes(args.space, args.output, args.sum));
-  if (!args.residual.data) return launch<Forward<T, void>>(args, alignment, max_cluster, ahead, stream);
+  auto hints = launch_hints(args.space.rows, row_bytes(args.space, args.input, args.residual),
+                            row_bytes(args.space, args.output, args.sum));
+  if (!args.residual.data) return launch<Forward<T, void>>(args, alignment, max_cluster, hints, stream);
   if constexpr (sizeof(T) == 2)
     if (args.residual.dtype == DType::Float)
-      return launch<Forward<T, float>>(args, alignment, max_cluster, ahead, stream);
-  return launch<Forward<T, T>>(args, alignment, max_cluster, ahead, stream);
+      return launch<Forward<T, float>>(args, alignment, max_cluster, hints, stream);
+  return launch<Forward<T, T>>(args, alignment, max_cluster, hints, stream);
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 // y = h r, r = (mean(h^2) + eps)^-1/2, h = input (+ residual); h is summed once in the accumulation type.
 #pragma once
-#include "../row_args.h"
 #include "row_kernel.cuh"
 
 namespace srmsnorm {
@@ -18,9 +17,9 @@ __device__ __forceinline__ float reciprocal_root(float x) {
 // R: the residual's type; void where there is none.
 template <class T, class R>
 struct Forward {
-  using Args = ForwardArgs;
   using Element = T;
   using Accumulator = accumulate_t<T>;
+  using Args = KernelArgs<5, Accumulator>;
   static constexpr bool kResidual = !std::is_void_v<R>;
   using Residual = std::conditional_t<kResidual, R, T>;
   static constexpr int kElements = 16 / sizeof(T);
@@ -38,19 +37,30 @@ struct Forward {
   T* output;
   Residual* sum;
   Accumulator* rstd;
+  bool writes_sum, writes_rstd;
   Accumulator r;
 
-  __device__ __forceinline__ Forward(const Args& args, int64_t row) {
-    RowIndex index(args.space, row);
-    int levels = args.space.levels;
-    input = index.in<const T>(args.input, levels);
-    output = index.in<T>(args.output, levels);
-    rstd = args.rstd.data ? index.in<Accumulator>(args.rstd, levels) : nullptr;
-    if constexpr (kResidual) {
-      residual = index.in<const Residual>(args.residual, levels);
-      sum = args.sum.data ? index.in<Residual>(args.sum, levels) : nullptr;
-    }
+  static Args args(const ForwardArgs& call, int ahead) {
+    return kernel_args<Accumulator>(call.space, call.eps, ahead, call.input, call.residual, call.output, call.sum,
+                                    call.rstd);
   }
+
+  __device__ __forceinline__ Forward(const Args& args, int64_t row) {
+    RowOffsets<Args, 0, 2> offset(args, row);
+    input = offset.template in<const T>(args, 0);
+    if constexpr (kResidual) residual = offset.template in<const Residual>(args, 1);
+  }
+
+  __device__ __forceinline__ void open_results(const Args& args, int64_t row) {
+    RowOffsets<Args, 2, 5> offset(args, row);
+    output = offset.template in<T>(args, 2);
+    if constexpr (kResidual) sum = offset.template in<Residual>(args, 3);
+    rstd = offset.template in<Accumulator>(args, 4);
+    writes_sum = args.of[3].data;
+    writes_rstd = args.of[4].data;
+  }
+
+  __device__ __forceinline__ void load_row() {}
 
   __device__ __forceinline__ const T* begin() const { return input; }
   __device__ __forceinline__ const T* result() const { return output; }
@@ -83,12 +93,11 @@ struct Forward {
   }
 
   __device__ __forceinline__ void finish(Accumulator total, const Args& args) {
-    Accumulator mean = total / static_cast<Accumulator>(args.space.dim);
-    r = reciprocal_root(mean + static_cast<Accumulator>(args.eps));
+    r = reciprocal_root(fma(total, args.inverse_dim, args.eps));
   }
 
   __device__ __forceinline__ void store_row() const {
-    if (rstd) *rstd = r;
+    if (writes_rstd) *rstd = r;
   }
 
   template <int N, class F>
@@ -98,7 +107,7 @@ struct Forward {
     if constexpr (kResidual) {
       Vector<Residual, N> out;
       out.set(h);
-      if (sum) f(out, sum);
+      if (writes_sum) f(out, sum);
     }
 #pragma unroll
     for (int i = 0; i < N; i++) h[i] *= r;

@@ -11,11 +11,11 @@ namespace srmsnorm {
 struct LaunchPlan {
   int vector_elements;  // elements of the input's dtype in 16 bytes
   int threads_per_row;  // of one block: a power of two up to 32, else whole warps
-  int rows_per_block;
-  int vectors;  // that a thread holds at a time
-  int cluster;  // blocks that share a row
-  bool twice;   // read once for the sum and once for the result, where the row does not fit the group's registers
-  bool edges;   // rows may begin or end inside a vector
+  int rows_per_block;   // 1 where a row takes more than a warp
+  int vectors;          // that a thread holds at a time
+  int cluster;          // blocks that share a row
+  bool twice;  // read once for the sum and once for the result, where the row does not fit the group's registers
+  bool edges;  // rows may begin or end inside a vector
 };
 
 // How the rows of a call lie in memory: all begin and end at multiples of 16 bytes; all operands are as many elements
@@ -25,6 +25,8 @@ enum class Alignment { Whole, InPhase, Any };
 constexpr int kMaxCluster = 16;
 constexpr int kPortableCluster = 8;  // what every GPU with clusters grants without asking
 constexpr int kMostThreads = 512;
+constexpr int kBlockVectors =
+    4 * kMostThreads;  // the most vectors of a row that a block takes where there are clusters
 constexpr int kTwiceVectors = 2;
 
 // What a thread reads for one vector of a row: pieces of 16 bytes, and how many of them the sum does not need. Operands
@@ -53,18 +55,13 @@ constexpr int max_threads(int chunks, int vectors, bool twice) {
   return (vectors <= 3 && !twice) || many ? 256 : kMostThreads;
 }
 
-// What a thread of a wide row holds: of one block, and of a cluster, whose threads are few enough that two blocks or
-// more fit a multiprocessor. In clusters, chunks that the sum does not need are staged in shared memory.
-constexpr int block_vectors(int chunks) { return chunks == 1 ? 16 : chunks == 2 ? 8 : 4; }
-constexpr int cluster_vectors(int chunks) { return chunks == 1 ? 16 : chunks <= 3 ? 8 : 4; }
-constexpr int cluster_threads(int chunks) { return chunks == 3 ? 128 : 256; }
-
 // Shared memory of a block whose late chunks are staged; never more than what every GPU with clusters grants.
 constexpr int kMostStage = 96 << 10;
 constexpr int stage_bytes(int late_chunks, int vectors, int threads) { return 16 * late_chunks * vectors * threads; }
 
-constexpr int most_cluster_threads(Chunks chunks) {
-  int held = chunks.all - chunks.late, vectors = cluster_vectors(held), most = max_threads(held, vectors, false);
+// In clusters, chunks that the sum does not need are staged in shared memory.
+constexpr int max_cluster_threads(Chunks chunks, int vectors) {
+  int most = max_threads(chunks.all - chunks.late, vectors, false);
   return chunks.late == 0 ? most : std::min(most, kMostStage / stage_bytes(chunks.late, vectors, 1));
 }
 
@@ -80,29 +77,26 @@ constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int vectors) {
   return plan;
 }
 
-// Whole warps: as few threads as hold the row with 2, 3, 4, 8 or 16 vectors each. On an H200 a thread with one vector
-// waits more than it moves (dim 2048: 0.81 / 0.91 / 0.98 of the roof with 256 x 1, 1.00 / 1.00 / 0.99 with 128 x 2), on
-// an H100 it does as well. dim 12288: 0.98 / 1.00 / 1.00 with 192 x 8, 0.99 / 1.00 / 1.00 with 384 x 4; dim 32768:
-// 0.99 / 1.00 / 1.00 with 512 x 8, 1.00 / 0.99 / 1.00 with 1024 x 4, 0.96 / 0.98 / 0.99 with clusters; dim 65536,
-// forward alone: 1.00 with 512 x 16, 0.97 with clusters.
-constexpr LaunchPlan plan_in_block(LaunchPlan plan, int vectors, int chunks) {
-  int fit = vectors <= 256 ? 2 : vectors <= 480 ? 3 : vectors <= 1280 ? 4 : vectors <= 8 * kMostThreads ? 8 : 16;
-  plan.vectors = std::min(fit, block_vectors(chunks));
+// Whole warps: as few threads as hold the row with 2, 4 or 8 vectors each. On an H200 a thread with one vector waits
+// more than it moves (dim 2048: 0.81 / 0.91 / 0.98 of the roof with 256 x 1, 1.00 / 1.00 / 0.99 with 128 x 2), on an
+// H100 it does as well. dim 4096: 256 x 2 as 128 x 4 for many rows, for 64 rows 2.20 / 2.53 us for 2.24 / 2.73. dim
+// 16384: 512 x 4 1.007 / 1.001 / 1.003, 256 x 8 1.001 / 1.001 / 1.004 and 0.988 for 1.001 with a gradient of the sum.
+constexpr LaunchPlan plan_in_block(LaunchPlan plan, int vectors) {
+  plan.vectors = vectors <= 512 ? 2 : vectors <= kBlockVectors ? 4 : 8;
   plan.threads_per_row = whole_warps(ceil_div(vectors, plan.vectors));
-  plan.rows_per_block = std::max(1, (plan.vectors >= 4 ? 256 : 128) / plan.threads_per_row);
   return plan;
 }
 
-// As few blocks as hold the row with their usual number of threads, more threads where the largest cluster is not
-// enough. dim 131072 with residual: 1.00 with 256 x 8 in clusters of 8, 0.99 with 128 x 8 in 16, 0.97 with 512 x 8
-// in 4.
+// Blocks of up to 192 threads with 4 vectors each; more where the largest cluster is not enough. That many small blocks
+// serve a single row as well as many: dim 65536, forward, one row 2.24 us with 128 x 4 in clusters of 16, 2.78 with 256
+// x 8 in 4, 4.8 with 512 x 16 in one block, for many rows 1.006 / 0.998 / 0.998 of the roof. dim 262144: 256 x 8 in 16
+// is within 1 % of 512 x 4.
 constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, Chunks chunks, int max_cluster) {
-  int held = chunks.all - chunks.late;
-  plan.vectors = cluster_vectors(held);
-  int blocks = ceil_div(vectors, int64_t{1} * cluster_threads(held) * plan.vectors);
+  plan.vectors = vectors <= int64_t{4} * max_cluster * 256 ? 4 : 8;
+  int blocks = ceil_div(vectors, int64_t{192} * plan.vectors);
   plan.cluster = std::clamp(power_of_two_from(blocks), 2, max_cluster);
   plan.threads_per_row =
-      std::min(most_cluster_threads(chunks), whole_warps(ceil_div(vectors, plan.cluster * plan.vectors)));
+      std::min(max_cluster_threads(chunks, plan.vectors), whole_warps(ceil_div(vectors, plan.cluster * plan.vectors)));
   return plan;
 }
 
@@ -116,8 +110,8 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   int64_t vectors = dim / plan.vector_elements;
   if (vectors <= 96)
     plan = plan_in_warp(plan, static_cast<int>(vectors));
-  else if (vectors <= kMostThreads * block_vectors(chunks.all))
-    plan = plan_in_block(plan, static_cast<int>(vectors), chunks.all);
+  else if (vectors <= kBlockVectors || (max_cluster == 1 && vectors <= 8 * max_threads(chunks.all, 8, false)))
+    plan = plan_in_block(plan, static_cast<int>(vectors));
   else if (max_cluster > 1)
     plan = plan_in_cluster(plan, vectors, chunks, max_cluster);
   else
@@ -130,12 +124,19 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   return plan;
 }
 
-// How many rows ahead a cluster starts a prefetch: as many as the memory reads in about 3 us beside its writes. dim
-// 131072 with residual: 550 us without, 535 with 8 MB, 554 with 16 MB; forward alone: 376 without, 364 with 4 MB, 386
-// with 8 MB (the roofs: 530 and 362).
-constexpr int rows_ahead(int64_t read_bytes, int64_t written_bytes) {
-  int64_t ahead = (read_bytes > written_bytes ? 7 : 4) << 20;
-  return static_cast<int>(std::max<int64_t>(1, ahead / read_bytes));
+// What makes a launch faster and changes no result.
+struct LaunchHints {
+  int ahead;     // clusters start a prefetch of the row that many further on
+  bool past_l2;  // the call moves more than any L2 holds
+};
+
+// Ahead by 2 MB of what is read, 4 MB beside few writes. dim 65536: 1.007 / 1.001 / 1.002 with 2 MB, 0.997 / 0.992 /
+// 0.994 with 4 MB, 0.995 / 0.997 / 0.999 with none; with a gradient of the sum 0.990, 0.992, 0.985; dim 28672 to 262144
+// alike.
+constexpr LaunchHints launch_hints(int64_t rows, int64_t read_bytes, int64_t written_bytes) {
+  int64_t ahead = (read_bytes > 2 * written_bytes ? 4 : 2) << 20;
+  return {static_cast<int>(std::max<int64_t>(1, ahead / read_bytes)),
+          rows * (read_bytes + written_bytes) > int64_t{128} << 20};
 }
 
 }  // namespace srmsnorm

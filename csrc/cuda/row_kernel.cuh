@@ -1,10 +1,12 @@
 // The one kernel: a group of threads takes a row, loads it once, reduces once, stores once.
 //
 // An Op is what one thread does with the pieces of its row; forward.cuh and backward.cuh have one each:
-//   Args, Element, Accumulator, kElements (of a vector), kChunks (16-byte pieces read for a vector), kLateChunks
-//   (those of them that the sum does not need)
+//   Args (a KernelArgs), Element, Accumulator, kElements (of a vector), kChunks (16-byte pieces read for a vector),
+//   kLateChunks (those of them that the sum does not need)
 //   Pieces<N>                            what is held of N elements of the row, by operand
-//   Op(args, row index)                  pointers to the row
+//   Op(args, row index)                  pointers to the row in the operands that are read
+//   open_results(args, row index)        and in those that are written
+//   load_row()                           what is read once a row
 //   begin()                              the operand whose address decides how the row is cut for the sum
 //   result()                             the operand whose address decides how the row is cut for the stores
 //   each(pieces, f)                      f(vector, pointer to its row) for every operand that the sum needs
@@ -14,64 +16,59 @@
 //   store(pieces, f)                     f(vector, pointer to its row) for every result
 //   store_row()                          what there is once a row
 #pragma once
-#include <cooperative_groups.h>
-
-#include "../row_args.h"
+#include "cluster.cuh"
+#include "kernel_args.h"
 #include "launch.h"
 #include "vector.cuh"
 
-// The compilation for an architecture that has thread block clusters; the names below do not exist for others.
-#define SRMSNORM_CLUSTERS (__CUDA_ARCH__ >= 900)
-
 namespace srmsnorm {
 
-// The index of a row, by level.
-struct RowIndex {
-  int64_t at[kMaxLevels];
+// Where a row begins in the operands from first to before end, in elements.
+template <class Args, int first, int end>
+struct RowOffsets {
+  int64_t of[end - first];
 
-  __device__ __forceinline__ RowIndex(const RowSpace& space, int64_t row) {
-    at[0] = row;
-    if (space.levels == 1) return;
-    bool small = space.rows <= UINT32_MAX;  // 64-bit division costs several times as much
+  __device__ __forceinline__ RowOffsets(const Args& args, int64_t row) {
+    if (args.levels == 1) {
 #pragma unroll
-    for (int i = 0; i < kMaxLevels - 1; i++) {
-      at[i + 1] = 0;
-      if (i + 1 >= space.levels) continue;
-      int64_t above =
-          small ? static_cast<uint32_t>(at[i]) / static_cast<uint32_t>(space.sizes[i]) : at[i] / space.sizes[i];
-      at[i + 1] = above;
-      at[i] -= above * space.sizes[i];
+      for (int i = first; i < end; i++) of[i - first] = row * args.of[i].stride;
+      return;
+    }
+#pragma unroll
+    for (int i = first; i < end; i++) of[i - first] = 0;
+    uint32_t rest = static_cast<uint32_t>(row);
+#pragma unroll 1
+    for (int level = 0; level < args.levels; level++) {
+      const auto& size = args.sizes[level];
+      uint32_t above = static_cast<uint32_t>(__umul64hi(size.reciprocal, rest));
+#pragma unroll
+      for (int i = first; i < end; i++) of[i - first] += (rest - above * size.value) * args.strides[level][i];
+      rest = above;
     }
   }
 
+  // A place also for an operand that is absent. The pointer is one value from then on: else the compiler adds an
+  // element to its offset before it adds the operand's address, four instructions an access for one.
   template <class T>
-  __device__ __forceinline__ T* in(const Rows& rows, int levels) const {
-    int64_t offset = at[0] * rows.strides[0];
-    if (levels > 1) {
-#pragma unroll
-      for (int i = 1; i < kMaxLevels; i++)
-        if (i < levels) offset += at[i] * rows.strides[i];
-    }
-    return static_cast<T*>(rows.data) + offset;
+  __device__ __forceinline__ T* in(const Args& args, int i) const {
+    T* row = static_cast<T*>(args.of[i].data) + of[i - first];
+    asm("" : "+l"(row));
+    __builtin_assume(__isGlobal(row));
+    return row;
   }
 };
 
 // The threads that share a row: blockDim.x of each block (a part of a warp, or whole warps), of one block or of a
-// cluster.
-template <bool clustered>
+// cluster. T: what they sum.
+template <class T, bool clustered>
 struct RowGroup {
   int blocks = 1, rank = 0;  // kept: reading them from the hardware again for each vector costs more than the load
 
   __device__ __forceinline__ RowGroup() {
     if constexpr (clustered) {
-#if SRMSNORM_CLUSTERS
-      auto cluster = cooperative_groups::this_cluster();
-      blocks = cluster.num_blocks();
-      rank = cluster.block_rank();
-      cluster.barrier_arrive();  // "this block runs": sum waits for that before it writes to a peer
-#else
-      __trap();  // code for an earlier architecture on a GPU that has clusters: an error, not a wrong sum
-#endif
+      blocks = cluster_blocks();
+      rank = cluster_rank();
+      shared_exchange<T>().open();
     }
   }
 
@@ -83,49 +80,47 @@ struct RowGroup {
   }
 
   // The sum over the row's threads, in an order that the group's size alone decides. Called once.
-  template <class T>
   __device__ __forceinline__ T sum(T value) const {
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2)
-      if (offset < blockDim.x) value += __shfl_xor_sync(~0u, value, offset);
+    for (int offset = 16; offset > 0; offset /= 2) {
+      T other = __shfl_xor_sync(~0u, value, offset);
+      if (offset < blockDim.x) value += other;
+    }
     if (blockDim.x > 32) value = sum_over_warps(value);
-    if constexpr (clustered) value = sum_over_blocks(value);
+    if constexpr (clustered) value = sum_of<2>(shared_exchange<T>().all(value, blocks, rank), blocks);
     return value;
   }
 
  private:
-  template <class T>
-  __device__ __forceinline__ T sum_over_warps(T value) const {
-    __shared__ T of_warp[32];
-    int warps = blockDim.x / 32, first = threadIdx.y * warps;
-    if (threadIdx.x % 32 == 0) of_warp[first + threadIdx.x / 32] = value;
+  static constexpr int kMost = 16;  // warps in a block, blocks in a cluster
+
+  static __device__ __forceinline__ T sum_over_warps(T value) {
+    __shared__ __align__(16) T of_warp[kMost];
+    int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    bool behind = warp == warps - 1 && warp + lane < (warps + 3) / 4 * 4;
+    if (lane == 0 || behind) of_warp[warp + lane] = lane == 0 ? value : T();
     __syncthreads();
-    return sum_of(of_warp + first, warps);
+    return sum_of<4>(of_warp, warps);
   }
 
-  template <class T>
-  __device__ __forceinline__ T sum_over_blocks(T value) const {
-#if SRMSNORM_CLUSTERS
-    __shared__ T of_block[kMaxCluster];
-    auto cluster = cooperative_groups::this_cluster();
-    cluster.barrier_wait();
-    if (threadIdx.x < blocks) *cluster.map_shared_rank(&of_block[rank], threadIdx.x) = value;
-    cluster.sync();  // also: no block leaves before its peers have written to it
-    return sum_of(of_block, blocks);
-#else
-    return value;
-#endif
-  }
-
-  // By halves, in every lane: one after the other, 32 terms err by 2 ulp of rstd.
-  template <class T>
+  // By halves, in every thread: one after the other, 32 terms err by 2 ulp of rstd. together: how many are there at a
+  // time; zeros fill them up.
+  template <int together>
   static __device__ __forceinline__ T sum_of(const T* terms, int count) {
-    int width = 1 << (32 - __clz(count - 1)), lane = threadIdx.x % width;
-    T value = lane < count ? terms[lane] : T();
+    constexpr int kSums = kMost / together;
+    T sums[kSums];
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2)
-      if (offset < width) value += __shfl_xor_sync(~0u, value, offset);
-    return value;
+    for (int i = 0; i < kSums; i++)
+      sums[i] = together * i < count ? sum_by_halves<together>(terms + together * i) : T();
+    return sum_by_halves<kSums>(sums);
+  }
+
+  template <int count>
+  static __device__ __forceinline__ T sum_by_halves(const T* terms) {
+    if constexpr (count == 1)
+      return terms[0];
+    else
+      return sum_by_halves<count / 2>(terms) + sum_by_halves<count / 2>(terms + count / 2);
   }
 };
 
@@ -154,7 +149,7 @@ struct Cut {
 // The vectors of a row that one thread holds at a time. unaligned: operands may lie at any address. staged: what the
 // sum does not need waits in shared memory, since its registers are worth another block on the multiprocessor; a thread
 // reads only what it has copied there itself, which takes no barrier.
-template <class Op, int vectors, bool unaligned, bool staged>
+template <class Op, int vectors, bool unaligned, bool staged, bool kept>
 struct Tile {
   static constexpr int N = Op::kElements;
   typename Op::template Pieces<N> held[vectors];
@@ -198,13 +193,24 @@ struct Tile {
 #pragma unroll
     for (int i = 0; i < vectors; i++) {
       Index vector = start + i * stride;
-      if (vector >= cut.vectors) continue;
+      bool inside = vector < cut.vectors;  // checked at the store alone: one predicate instead of a branch
       if constexpr (staged) op.each_late(held[i], [&](auto& to, auto) { to.copy_from(slot(i)); });
-      op.store(held[i], store_at(cut.head + vector * N));
+      op.store(held[i], store_at(cut.head + vector * N, inside));
     }
+    if constexpr (kept) release(op, cut, start, stride);
   }
 
  private:
+  template <class Cut, class Index>
+  __device__ __forceinline__ void release(const Op& op, const Cut& cut, Index start, Index stride) {
+#pragma unroll
+    for (int i = 0; i < vectors; i++) {
+      Index vector = start + i * stride;
+      if (vector >= cut.vectors) continue;
+      op.each(held[i], [&](auto& of, auto row) { of.release(row + cut.head + vector * N); });
+    }
+  }
+
   // Neighbouring threads' places are next to each other, a piece of 16 bytes after the other.
   static __device__ __forceinline__ uint4* slot(int i) {
     extern __shared__ uint4 stage[];
@@ -216,14 +222,17 @@ struct Tile {
     return [element](auto& to, auto row) {
       if constexpr (unaligned)
         to.load_any(row + element);
+      else if constexpr (kept)
+        to.load_kept(row + element);
       else
         to.load(row + element);
     };
   }
 
   template <class Index>
-  static __device__ __forceinline__ auto store_at(Index element) {
-    return [element](const auto& from, auto row) {
+  static __device__ __forceinline__ auto store_at(Index element, bool inside) {
+    return [element, inside](const auto& from, auto row) {
+      if (!inside) return;
       if constexpr (unaligned)
         from.store_any(row + element);
       else
@@ -245,6 +254,9 @@ struct Element {
   }
 };
 
+// edges: rows may begin or end inside 16 aligned bytes, all operands at the same element. twice: the row is read again
+// for the result, since it does not fit the group's registers, or since operands lie differently in 16 bytes: its
+// vectors are cut by the first operand for the sum and by the result for the stores. Both ways sum in the same order.
 // What this block will read of a row further on starts on its way to the L2: the memory stays busy while the blocks of
 // a cluster wait for each other and for the places of all of them. A hint: nothing depends on it.
 template <class Op, class Group>
@@ -262,28 +274,32 @@ __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64
 #endif
 }
 
-// edges: rows may begin or end inside 16 aligned bytes, all operands at the same element. twice: the row is read again
-// for the result, since it does not fit the group's registers, or since operands lie differently in 16 bytes: its
-// vectors are cut by the first operand for the sum and by the result for the stores. Both ways sum in the same order.
-// ahead: clusters start a prefetch of the row that many further on.
-template <class Op, int vectors, bool edges, bool clustered, bool twice>
+// kept: what is read stays in the L2 until the row is written; for operands that do not fit the L2. Why the memory
+// likes that is not known: dim 1024 to 65536 0.6 to 1.2 % faster. Not released, the lines would stay and cost the next
+// kernel: ten passes over 40 MB after a norm 135 us, released 71, without the hint 70.
+template <class Op, int vectors, bool edges, bool clustered, bool twice, bool kept>
 __global__ void __launch_bounds__(max_threads(Op::kChunks - (clustered ? Op::kLateChunks : 0), vectors, twice))
-    row_kernel(const __grid_constant__ typename Op::Args args, int ahead) {
+    row_kernel(const __grid_constant__ typename Op::Args args) {
   using Index = std::conditional_t<twice, int64_t, int>;  // a row that fits registers has no 2^31 elements
   using Part = Cut<Op, edges, Index>;
-  const RowGroup<clustered> group;
+  const RowGroup<typename Op::Accumulator, clustered> group;
   const int64_t row = group.row();
-  const bool active = row < args.space.rows;  // the others still take part in the sum
-  const Index dim = active ? args.space.dim : 0, thread = group.thread(), threads = group.size();
-  Op op(args, active ? row : 0);
+  constexpr bool kOneRow = clustered || vectors >= 4;  // in a block, as the plan has it
+  const bool active = kOneRow || row < args.rows;      // the others still take part in the sum
+  const Index dim = active ? args.dim : 0, thread = group.thread(), threads = group.size();
+  const int64_t readable = active ? row : 0;
+  Op op(args, readable);
   Part cut(op.begin(), dim);
-  Tile<Op, vectors, twice, (clustered && !twice && Op::kLateChunks > 0)> tile;
+  constexpr bool staged = clustered && !twice && Op::kLateChunks > 0;
+  Tile<Op, vectors, twice, staged, kept> tile;
 
+  op.load_row();
   typename Op::Accumulator total = 0;
   auto add_edges = [&] {
     if constexpr (edges) cut.each_edge(thread, threads, [&](Index i) { total += op.term(Element<Op>(op, i).held); });
   };
   if constexpr (twice) {
+    op.open_results(args, readable);
     add_edges();
     for (Index start = thread; start < cut.vectors; start += vectors * threads) {
       tile.load(op, cut, start, threads);
@@ -291,12 +307,14 @@ __global__ void __launch_bounds__(max_threads(Op::kChunks - (clustered ? Op::kLa
     }
   } else {
     tile.load(op, cut, thread, threads);
-    if (clustered && threadIdx.x == 0 && row + ahead < args.space.rows)
-      prefetch(Op(args, row + ahead), group, args.space.dim);
+    if constexpr (clustered)
+      if (threadIdx.x == 0 && row + args.ahead < args.rows) prefetch(Op(args, row + args.ahead), group, args.dim);
+    op.open_results(args, readable);  // while the loads are on their way: these arguments are cold too
     add_edges();
-    // The branch keeps all loads before it: else some wait until others are summed, which saves registers and costs
-    // time (dim 28672 with residual: 0.88 of the roof for 1.00).
-    if (active) total = tile.sum(op, total);
+    // The branch, always taken, keeps all loads before it: else some wait until others are summed, which saves
+    // registers and costs time (dim 28672 with residual: 0.88 of the roof for 1.00). Two vectors need none (1 x 4096
+    // with residual: 1.50 us for 1.60).
+    if (vectors <= 3 || dim > 0) total = tile.sum(op, total);
     tile.stay_packed(op);
   }
   op.finish(group.sum(total), args);

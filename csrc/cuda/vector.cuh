@@ -20,6 +20,28 @@ __device__ __forceinline__ float widen(bfloat16 x) { return __bfloat162float(x);
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 
+// The elements in 16 bytes.
+template <class T>
+__device__ __forceinline__ void widen16(const uint4& chunk, accumulate_t<T>* to) {
+  const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if constexpr (std::is_same_v<T, bfloat16>) {  // a bfloat16 is the upper half of a float
+      to[2 * i] = __uint_as_float(words[i] << 16);
+      to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000);
+    } else if constexpr (std::is_same_v<T, half>) {
+      float2 two =
+          __half22float2(__halves2half2(__ushort_as_half(words[i] & 0xffff), __ushort_as_half(words[i] >> 16)));
+      to[2 * i] = two.x;
+      to[2 * i + 1] = two.y;
+    } else if constexpr (std::is_same_v<T, float>) {
+      to[i] = __uint_as_float(words[i]);
+    } else if (i % 2 == 0) {
+      to[i / 2] = __hiloint2double(words[i + 1], words[i]);
+    }
+  }
+}
+
 // N elements to N of a narrower type, in pairs where the hardware rounds two at a time.
 template <int N>
 __device__ __forceinline__ void narrow(const float (&from)[N], half (&to)[N]) {
@@ -59,8 +81,30 @@ __device__ __forceinline__ T dot(const T (&a)[N], const T (&b)[N]) {
 __device__ __forceinline__ float dot(const float (&a)[1], const float (&b)[1]) { return __fmul_rn(a[0], b[0]); }
 __device__ __forceinline__ double dot(const double (&a)[1], const double (&b)[1]) { return __dmul_rn(a[0], b[0]); }
 
-__device__ __forceinline__ uint4 load16(const uint4* from) { return *from; }
-__device__ __forceinline__ void store16(uint4* to, uint4 value) { *to = value; }
+// A line that is read so is the last to leave the L2, until release_line makes it one like any other.
+__device__ __forceinline__ uint4 load16_kept(const uint4* from) {
+#if __CUDA_ARCH__ >= 800
+  uint64_t last;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(last));
+  uint4 value;
+  asm volatile("ld.global.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from), "l"(last)
+               : "memory");
+  return value;
+#else
+  return *from;
+#endif
+}
+
+constexpr int kLineBytes = 128;
+
+__device__ __forceinline__ void release_line(const void* in_line) {
+#if __CUDA_ARCH__ >= 800
+  auto line = reinterpret_cast<uintptr_t>(in_line) / kLineBytes * kLineBytes;
+  asm volatile("applypriority.global.L2::evict_normal [%0], 128;" ::"l"(line) : "memory");
+#endif
+}
 
 __device__ __forceinline__ void start_copy16(uint4* shared, const uint4* global) {
 #if __CUDA_ARCH__ >= 800
@@ -141,7 +185,17 @@ struct alignas(16) Vector {
 
   __device__ __forceinline__ void load(const T* from) {
 #pragma unroll
-    for (int i = 0; i < kChunks; i++) chunks[i] = load16(reinterpret_cast<const uint4*>(from) + i);
+    for (int i = 0; i < kChunks; i++) chunks[i] = reinterpret_cast<const uint4*>(from)[i];
+  }
+
+  __device__ __forceinline__ void load_kept(const T* from) {
+#pragma unroll
+    for (int i = 0; i < kChunks; i++) chunks[i] = load16_kept(reinterpret_cast<const uint4*>(from) + i);
+  }
+
+  // Neighbouring threads have neighbouring vectors: one of them for each line.
+  static __device__ __forceinline__ void release(const T* from) {
+    if (threadIdx.x % (kLineBytes / sizeof(Vector)) == 0) release_line(from);
   }
 
   // At any element's address: out of aligned 16 bytes, of which the last are read only as far as the vector goes. The
@@ -150,10 +204,10 @@ struct alignas(16) Vector {
     int past = bytes_past_16(from);
     if (past == 0) return load(from);
     const auto* aligned = reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(from) - past);
-    uint4 low = load16(aligned);
+    uint4 low = *aligned;
 #pragma unroll
     for (int i = 0; i < kChunks; i++) {
-      uint4 high = i + 1 < kChunks ? load16(aligned + i + 1) : load_first<sizeof(T)>(aligned + i + 1, past);
+      uint4 high = i + 1 < kChunks ? aligned[i + 1] : load_first<sizeof(T)>(aligned + i + 1, past);
       chunks[i] = bytes_from(low, high, past);
       low = high;
     }
@@ -172,7 +226,7 @@ struct alignas(16) Vector {
 
   __device__ __forceinline__ void store(T* to) const {
 #pragma unroll
-    for (int i = 0; i < kChunks; i++) store16(reinterpret_cast<uint4*>(to) + i, chunks[i]);
+    for (int i = 0; i < kChunks; i++) reinterpret_cast<uint4*>(to)[i] = chunks[i];
   }
 
   __device__ __forceinline__ void store_any(T* to) const {
@@ -184,10 +238,8 @@ struct alignas(16) Vector {
   }
 
   __device__ __forceinline__ void widened(accumulate_t<T> (&to)[N]) const {
-    T elements[N];
-    memcpy(elements, chunks, sizeof(elements));
 #pragma unroll
-    for (int i = 0; i < N; i++) to[i] = widen(elements[i]);
+    for (int i = 0; i < kChunks; i++) widen16<T>(chunks[i], to + i * (N / kChunks));
   }
 
   __device__ __forceinline__ void set(const accumulate_t<T> (&from)[N]) {
