@@ -35,6 +35,7 @@ def plot(frame: pd.DataFrame, stem: pathlib.Path) -> list[pathlib.Path]:
         "tables": _tables,
         "sweep": _sweep,
         "cpu": _sweep,
+        "layouts": _layouts,
         "small": _small,
         "host": _host,
         "memory": _bars,
@@ -117,6 +118,23 @@ def _bandwidth(axis: Any, cells: list[Cell], names: list[str]) -> None:
     axis.tick_params("x", rotation=45)
     axis.set_ylim(bottom=0)
     axis.set_visible(bool(cells))
+
+
+def _layouts(frame: pd.DataFrame) -> dict[str, Any]:
+    """Fraction of the roof, bars for each layout and dim."""
+    cells, names = cells_of(frame), [name for name in ordered(frame["provider"]) if name != "roof"]
+    figure, axis = plt.subplots(figsize=(8, 0.3 * len(cells) + 1.5), layout="constrained")
+    height = 0.8 / len(names)
+    for i, name in enumerate(names):
+        own = {-(k + i * height): cell.fraction[name] for k, cell in enumerate(cells) if name in cell.fraction}
+        label, color = COLUMNS.get(name, name), COLORS.get(name)
+        axis.barh(list(own), list(own.values()), height, label=label, color=color)
+    axis.axvline(1, color="black", lw=1)
+    axis.set_yticks([0.2 - height - k for k in range(len(cells))], [f"{cell.op}, {cell.dim}" for cell in cells])
+    axis.set_xlabel("fraction of the roof")
+    axis.legend()
+    figure.suptitle(frame["device"].iloc[0])
+    return {"": figure}
 
 
 def _small(frame: pd.DataFrame) -> dict[str, Any]:

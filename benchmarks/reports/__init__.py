@@ -10,6 +10,7 @@ __all__ = ["markdown", "read"]
 BODIES = {
     "tables": tables.markdown,
     "sweep": cells.markdown,
+    "layouts": lambda frame, published: cells.markdown(frame, published=False),
     "cpu": cells.markdown,
     "small": small.markdown,
     "host": host.markdown,

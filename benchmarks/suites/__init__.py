@@ -2,8 +2,8 @@
 
 from types import ModuleType
 
-from . import cpu, features, fusion, host, memory, model, small, sweep, tables
+from . import cpu, features, fusion, host, layouts, memory, model, small, sweep, tables
 
 SUITES: dict[str, ModuleType] = {
-    suite.NAME: suite for suite in (tables, sweep, small, host, memory, model, cpu, fusion, features)
+    suite.NAME: suite for suite in (tables, sweep, layouts, small, host, memory, model, cpu, fusion, features)
 }
