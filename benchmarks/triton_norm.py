@@ -166,17 +166,30 @@ def _tile(rows: int, dim: int, item_size: int) -> tuple[int, int, bool, bool]:
     if columns * item_size > ONE_SWEEP_BYTES:
         return LOOP_BLOCK, 1, False, dim % LOOP_BLOCK == 0
     height = max(1, TILE // columns)
-    return columns, height, True, columns == dim and rows % height == 0
+    # In traced code the number of rows stays open: no guard on it, for a mask.
+    return columns, height, True, columns == dim and not torch.compiler.is_compiling() and rows % height == 0
 
 
 _warps: dict[tuple[Any, ...], int] = {}
 
 
-def _tuned(key: tuple[Any, ...], elements: int, launch: Callable[[int], None], on_gpu: bool) -> int:
-    """The fastest number of warps of 32, 16 and 8 elements a thread, measured at the first call for a key."""
+def _launch(
+    name: str, x: Tensor, rows: int, elements: int, kinds: tuple[Any, ...], launch: Callable[[int], None]
+) -> None:
+    """With the fastest number of warps of 32, 16 and 8 elements a thread, measured at the first call of a kind; in
+    traced code and under capture, where nothing can be measured, with that of 32."""
     candidates = sorted({min(max(elements // (32 * each), 1), 32) for each in (32, 16, 8)})
-    if not on_gpu or len(candidates) == 1 or torch.cuda.is_current_stream_capturing():
-        return candidates[0]
+    if torch.compiler.is_compiling() or not x.is_cuda or len(candidates) == 1:
+        launch(candidates[0])
+        return
+    key = (name, x.shape[-1], x.dtype, rows.bit_length(), *kinds)
+    if key not in _warps and torch.cuda.is_current_stream_capturing():
+        launch(candidates[0])
+    else:
+        launch(_warps.get(key) or _tuned(key, candidates, launch))
+
+
+def _tuned(key: tuple[Any, ...], candidates: list[int], launch: Callable[[int], None]) -> int:
     times = [triton.testing.do_bench(lambda w=warps: launch(w), warmup=5, rep=20) for warps in candidates]
     _warps[key] = candidates[times.index(min(times))]
     return _warps[key]
@@ -202,8 +215,8 @@ def forward(
             num_warps=warps,
         )  # fmt: skip
 
-    key = ("forward", dim, x.dtype, rows.bit_length(), None if residual is None else residual.dtype, write_sum)
-    launch(_warps.get(key) or _tuned(key, columns * height, launch, x.is_cuda))
+    kinds = (None if residual is None else residual.dtype, write_sum)
+    _launch("forward", x, rows, columns * height, kinds, launch)
     return y, total, rstd
 
 
@@ -239,8 +252,7 @@ def _backward(
             num_warps=warps,
         )  # fmt: skip
 
-    key = ("backward", dim, y.dtype, rows.bit_length(), grad_sum is None, pair is None)
-    launch(_warps.get(key) or _tuned(key, columns * height, launch, y.is_cuda))
+    _launch("backward", y, rows, columns * height, (grad_sum is None, pair is None), launch)
 
 
 class _SRMSNorm(torch.autograd.Function):
@@ -266,14 +278,16 @@ class _SRMSNorm(torch.autograd.Function):
 
 
 def srms_norm(x: Tensor, residual: Tensor | None = None, *, eps: float) -> Tensor:
-    """y, differentiable once."""
+    """y, differentiable once; of contiguous copies where strides ask for them, as other Triton norms do."""
+    x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
         return _SRMSNorm.apply(x, residual, eps, False)
     return forward(x, residual, eps=eps)[0]
 
 
 def add_srms_norm(x: Tensor, residual: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
-    """(y, sum), differentiable once."""
+    """(y, sum), differentiable once; copies as in srms_norm."""
+    x, residual = x.contiguous(), residual.contiguous()
     if torch.is_grad_enabled() and (x.requires_grad or residual.requires_grad):
         return _SRMSNorm.apply(x, residual, eps, True)
     y, total, _ = forward(x, residual, eps=eps, write_sum=True)
@@ -283,4 +297,7 @@ def add_srms_norm(x: Tensor, residual: Tensor, *, eps: float) -> tuple[Tensor, T
 
 def _check(x: Tensor) -> None:
     if x.dtype == torch.float64 or not x.is_contiguous() or x.numel() == 0:
-        raise ValueError(f"the Triton norm takes non-empty contiguous tensors of 16 or 32 bits, got {x.dtype}")
+        raise ValueError(
+            "the Triton norm takes non-empty contiguous tensors of 16 or 32 bits, got "
+            f"{x.dtype} of shape {tuple(x.shape)} and strides {x.stride()}"
+        )

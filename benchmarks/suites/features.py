@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import importlib.util
 import io
+import os
 import pathlib
 import pickle
 import subprocess
@@ -31,6 +32,7 @@ QUESTION = "what works in PyTorch: ours, F.rms_norm, a wrapped Triton norm, a Py
 PROTOCOL = "run in this process, or in one of its own"
 
 ROWS, DIM = 6, 16
+TIMEOUT_S = 300  # of a program in a process of its own
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -639,14 +641,22 @@ def examine(name: str, candidate: str, device: str) -> None:
 
 
 def examine_alone(name: str, candidate: str, device: str) -> None:
-    """The same, in a process of its own; its last line says what went wrong."""
+    """The same, in a process of its own; its last line says what went wrong. Its Inductor has a cache of its own: where
+    a program ends amid writing, its locks stay behind, and the next one would wait for them."""
     program = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
         "from suites import features\n"
         f"try: features.examine({name!r}, {candidate!r}, {device!r})\n"
         "except Exception as error: print(features.why(error)); sys.exit(1)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=HERE.parent)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, cwd=HERE.parent, timeout=TIMEOUT_S,
+                env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end in {TIMEOUT_S} s") from None
     last = (done.stdout.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
     need(done.returncode == 0, last)
 
