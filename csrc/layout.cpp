@@ -1,5 +1,7 @@
 #include "layout.h"
 
+#include <c10/util/SmallVector.h>
+
 #include <algorithm>
 #include <array>
 
@@ -21,12 +23,29 @@ struct Levels {
   std::array<std::array<int64_t, kMaxDims>, N> strides;
 };
 
+// Leading dimensions of more than one index, innermost first: by their strides in all operands together, so that
+// neighbouring rows are neighbours in memory, whatever order the tensors' dimensions have.
+template <class Stride>
+c10::SmallVector<int64_t, 8> in_memory_order(at::IntArrayRef leading, size_t operands, Stride stride) {
+  c10::SmallVector<int64_t, 8> dims;
+  for (int64_t dim = static_cast<int64_t>(leading.size()) - 1; dim >= 0; dim--)
+    if (leading[dim] != 1) dims.push_back(dim);
+  auto total = [&](int64_t dim) {
+    int64_t sum = 0;
+    for (size_t k = 0; k < operands; k++) sum += stride(k, dim);
+    return sum;
+  };
+  auto smaller = [&](int64_t a, int64_t b) { return total(a) < total(b); };
+  for (auto dim = dims.begin(); dim != dims.end(); dim++)  // few, and most often in order
+    std::rotate(std::upper_bound(dims.begin(), dim, *dim, smaller), dim, dim + 1);
+  return dims;
+}
+
 template <size_t N>
 Levels<N> merge(const std::array<Operand, N>& operands, at::IntArrayRef leading) {
   Levels<N> levels;
   auto stride = [&](size_t k, int64_t dim) { return operands[k].rows->data ? operands[k].tensor->stride(dim) : 0; };
-  for (int64_t dim = static_cast<int64_t>(leading.size()) - 1; dim >= 0; dim--) {
-    if (leading[dim] == 1) continue;
+  for (int64_t dim : in_memory_order(leading, N, stride)) {
     int last = levels.count - 1;
     bool merges = last >= 0;
     for (size_t k = 0; merges && k < N; k++) merges = stride(k, dim) == levels.strides[k][last] * levels.sizes[last];
