@@ -123,6 +123,8 @@ def _bandwidth(axis: Any, cells: list[Cell], names: list[str]) -> None:
 def _layouts(frame: pd.DataFrame) -> dict[str, Any]:
     """Fraction of the roof, bars for each layout and dim."""
     cells, names = cells_of(frame), [name for name in ordered(frame["provider"]) if name != "roof"]
+    if not names:
+        return {}
     figure, axis = plt.subplots(figsize=(8, 0.3 * len(cells) + 1.5), layout="constrained")
     height = 0.8 / len(names)
     for i, name in enumerate(names):
@@ -130,7 +132,7 @@ def _layouts(frame: pd.DataFrame) -> dict[str, Any]:
         label, color = COLUMNS.get(name, name), COLORS.get(name)
         axis.barh(list(own), list(own.values()), height, label=label, color=color)
     axis.axvline(1, color="black", lw=1)
-    axis.set_yticks([0.2 - height - k for k in range(len(cells))], [f"{cell.op}, {cell.dim}" for cell in cells])
+    axis.set_yticks([height / 2 - 0.4 - k for k in range(len(cells))], [f"{cell.op}, {cell.dim}" for cell in cells])
     axis.set_xlabel("fraction of the roof")
     axis.legend()
     figure.suptitle(frame["device"].iloc[0])

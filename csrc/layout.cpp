@@ -1,9 +1,8 @@
 #include "layout.h"
 
-#include <c10/util/SmallVector.h>
-
 #include <algorithm>
 #include <array>
+#include <numeric>
 
 namespace srmsnorm {
 namespace {
@@ -15,49 +14,55 @@ struct Operand {
 
 constexpr int kMaxDims = 64;
 
-// Merged leading dimensions, innermost first: their sizes and, by operand, their element strides.
+// Leading dimensions, innermost first: their sizes and, by operand, their element strides.
 template <size_t N>
 struct Levels {
+  using Strides = std::array<int64_t, N>;
+
   int count = 0;
   std::array<int64_t, kMaxDims> sizes;
-  std::array<std::array<int64_t, kMaxDims>, N> strides;
-};
+  std::array<Strides, kMaxDims> strides;
 
-// Leading dimensions of more than one index, innermost first: by their strides in all operands together, so that
-// neighbouring rows are neighbours in memory, whatever order the tensors' dimensions have.
-template <class Stride>
-c10::SmallVector<int64_t, 8> in_memory_order(at::IntArrayRef leading, size_t operands, Stride stride) {
-  c10::SmallVector<int64_t, 8> dims;
-  for (int64_t dim = static_cast<int64_t>(leading.size()) - 1; dim >= 0; dim--)
-    if (leading[dim] != 1) dims.push_back(dim);
-  auto total = [&](int64_t dim) {
-    int64_t sum = 0;
-    for (size_t k = 0; k < operands; k++) sum += stride(k, dim);
-    return sum;
-  };
-  auto smaller = [&](int64_t a, int64_t b) { return total(a) < total(b); };
-  for (auto dim = dims.begin(); dim != dims.end(); dim++)  // few, and most often in order
-    std::rotate(std::upper_bound(dims.begin(), dim, *dim, smaller), dim, dim + 1);
-  return dims;
-}
+  // One level more, or a larger last one where the rows go on as they are.
+  void add(int64_t size, const Strides& stride) {
+    int last = count - 1;
+    bool merges = last >= 0;
+    for (size_t k = 0; merges && k < N; k++) merges = stride[k] == strides[last][k] * sizes[last];
+    if (merges) {
+      sizes[last] *= size;
+      return;
+    }
+    TORCH_CHECK(count < kMaxDims, "srmsnorm: more than ", kMaxDims, " dimensions that do not merge");
+    sizes[count] = size;
+    strides[count++] = stride;
+  }
+
+  // By the strides in all operands together, so that neighbouring rows are neighbours in memory, whatever order the
+  // tensors' dimensions have. What merges then has not merged before.
+  void sort() {
+    auto total = [](const Strides& level) { return std::accumulate(level.begin(), level.end(), int64_t{0}); };
+    auto smaller = [&](const Strides& a, const Strides& b) { return total(a) < total(b); };
+    if (std::is_sorted(strides.begin(), strides.begin() + count, smaller)) return;
+    std::array<int, kMaxDims> order;
+    std::iota(order.begin(), order.begin() + count, 0);
+    std::stable_sort(order.begin(), order.begin() + count,
+                     [&](int a, int b) { return smaller(strides[a], strides[b]); });
+    Levels sorted;
+    for (int i = 0; i < count; i++) sorted.add(sizes[order[i]], strides[order[i]]);
+    *this = sorted;
+  }
+};
 
 template <size_t N>
 Levels<N> merge(const std::array<Operand, N>& operands, at::IntArrayRef leading) {
   Levels<N> levels;
-  auto stride = [&](size_t k, int64_t dim) { return operands[k].rows->data ? operands[k].tensor->stride(dim) : 0; };
-  for (int64_t dim : in_memory_order(leading, N, stride)) {
-    int last = levels.count - 1;
-    bool merges = last >= 0;
-    for (size_t k = 0; merges && k < N; k++) merges = stride(k, dim) == levels.strides[k][last] * levels.sizes[last];
-    if (merges) {
-      levels.sizes[last] *= leading[dim];
-      continue;
-    }
-    TORCH_CHECK(levels.count < kMaxDims, "srmsnorm: more than ", kMaxDims, " dimensions that do not merge");
-    levels.sizes[levels.count] = leading[dim];
-    for (size_t k = 0; k < N; k++) levels.strides[k][levels.count] = stride(k, dim);
-    levels.count++;
+  for (int64_t dim = static_cast<int64_t>(leading.size()) - 1; dim >= 0; dim--) {
+    if (leading[dim] == 1) continue;
+    typename Levels<N>::Strides strides;
+    for (size_t k = 0; k < N; k++) strides[k] = operands[k].rows->data ? operands[k].tensor->stride(dim) : 0;
+    levels.add(leading[dim], strides);
   }
+  levels.sort();
   return levels;
 }
 
@@ -80,7 +85,7 @@ void for_each_block(RowSpace& space, const std::array<Operand, N>& operands, con
   space.sizes[0] = space.rows = 1;
   for (int i = 0; i < std::min(levels.count, space.levels); i++) {
     space.rows *= space.sizes[i] = levels.sizes[i];
-    for (size_t k = 0; k < N; k++) operands[k].rows->strides[i] = levels.strides[k][i];
+    for (size_t k = 0; k < N; k++) operands[k].rows->strides[i] = levels.strides[i][k];
   }
   auto loop = [&](auto& self, int level) -> void {
     if (level < space.levels) return launch();
@@ -90,7 +95,7 @@ void for_each_block(RowSpace& space, const std::array<Operand, N>& operands, con
       for (size_t k = 0; k < N; k++)
         if (start[k])
           operands[k].rows->data =
-              static_cast<char*>(start[k]) + i * levels.strides[k][level] * operands[k].tensor->itemsize();
+              static_cast<char*>(start[k]) + i * levels.strides[level][k] * operands[k].tensor->itemsize();
       self(self, level - 1);
     }
     for (size_t k = 0; k < N; k++) operands[k].rows->data = start[k];

@@ -7,8 +7,8 @@
 
 namespace srmsnorm {
 
-// Calls launch for the whole call, in one piece but for operands with more than kMaxLevels leading dimensions that do
-// not merge: these are looped over from outside.
+// Calls launch for the whole call, in one piece but for operands with more leading dimensions that do not merge than
+// kMaxLevels, or with 2^32 rows or more in several: what is left is looped over from outside.
 void over_rows(const ForwardTensors& tensors, c10::function_ref<void(const ForwardArgs&)> launch);
 void over_rows(const BackwardTensors& tensors, c10::function_ref<void(const BackwardArgs&)> launch);
 

@@ -165,13 +165,13 @@ using namespace srmsnorm;
 using F = Forward<__nv_bfloat16, float>;
 using B = Backward<__nv_bfloat16, float, true>;
 template __global__ void srmsnorm::row_kernel<F, 2, true, false, false, false>(const __grid_constant__ F::Args);
-template __global__ void srmsnorm::row_kernel<F, 4, false, true, false, true>(const __grid_constant__ F::Args);
+template __global__ void srmsnorm::row_kernel<F, 4, false, false, false, true>(const __grid_constant__ F::Args);
 template __global__ void srmsnorm::row_kernel<B, 8, true, true, false, false>(const __grid_constant__ B::Args);
 template __global__ void srmsnorm::row_kernel<B, 2, true, true, true, false>(const __grid_constant__ B::Args);
 """
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_90", "sm_120"])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_89", "sm_90", "sm_120"])
 def test_kernels_compile_for_other_architectures(architecture, tmp_path):
     """With clusters and without; what a build compiles is one architecture alone."""
     setup = pathlib.Path(srmsnorm.__file__).parents[1] / "setup.py"
@@ -189,5 +189,18 @@ def test_kernels_compile_for_other_architectures(architecture, tmp_path):
         "-o",
         tmp_path / "instances.ptx",
     ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_tuner_compiles(tmp_path):
+    """With one number of vectors; it includes the kernels' headers."""
+    setup = pathlib.Path(srmsnorm.__file__).parents[1] / "setup.py"
+    home = runpy.run_path(str(setup))["find_toolkit"]() if setup.exists() and torch.version.cuda else None
+    if home is None:
+        pytest.skip("needs nvcc and the source tree")
+    defines = ["-DELEMENT=bfloat16", "-DBESIDE=float", "-DVECTORS=2"]
+    tuner = setup.parent / "benchmarks/tune.cu"
+    command = [home / "bin/nvcc", "-std=c++20", "-arch=sm_90", *defines, "-ptx", tuner, "-o", tmp_path / "tune.ptx"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

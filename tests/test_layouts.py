@@ -128,6 +128,16 @@ def test_many_leading_dims_that_do_not_merge(device, kind, shape):
     assert_same((input, residual), got)
 
 
+def test_rows_in_memory_order_take_one_launch(cuda):
+    """However the dimensions of all operands are permuted, and with more of them than a launch has levels."""
+    input = samples.tensor((2, 3, 2, 3, 2, 3, 16), BFLOAT, cuda).permute(5, 3, 1, 0, 2, 4, 6)
+    residual = torch.empty_like(input).copy_(input)
+    assert residual.stride() == input.stride()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        srmsnorm.add_srms_norm(input, residual)
+    assert len([event for event in profile.events() if "row_kernel" in event.name]) == 1
+
+
 @pytest.mark.parametrize("layout", samples.READABLE, ids=name)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_no_hidden_copies(device, kind, layout, plain_memory):

@@ -44,12 +44,12 @@ def expanded(make: Make, shape: tuple[int, ...], **options: Any) -> Tensor:
     return make(shape[-1:], **options).expand(shape)
 
 
-# By operand; the others are contiguous. The second offset leaves operands at different places in 16 bytes.
+# By operand; the others are contiguous, and so are results.
 LAYOUTS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "packed qkv": dict.fromkeys(("x", "residual", "grad_output"), packed),
     "heads and sequence swapped": {"x": swapped, "grad_output": swapped},
-    "all offset": dict.fromkeys(("x", "residual", "grad_output"), offset),
-    "one offset": {"x": offset, "grad_output": offset},
+    "offset": dict.fromkeys(("x", "residual", "grad_output"), offset),
+    "residual offset": {"residual": offset},
     "expanded gradient": {"grad_output": expanded},
 }
 
@@ -84,7 +84,7 @@ def run(plan: Plan) -> None:
     wanted: list[Cell] = []
     for layout, operands in LAYOUTS.items():
         for op in plan.ops or DEFAULT_OPS:
-            if not operands.keys() & set(OPS[op].operands()) or (layout == "expanded gradient" and op[0] == "f"):
+            if not operands.keys() & set(OPS[op].operands()):
                 continue
             for dim in plan.dims or DIMS[: 2 if plan.quick else None]:
                 elements = plan.elements or (BYTES if plan.gpu else BYTES_CPU) // 2

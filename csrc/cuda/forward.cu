@@ -11,6 +11,7 @@ cudaError_t launch_forward(const ForwardArgs& args, int max_cluster, cudaStream_
   auto alignment = alignment_of(args.space, args.input, args.residual, args.output, args.sum);
   auto hints = launch_hints(args.space.rows, row_bytes(args.space, args.input, args.residual),
                             row_bytes(args.space, args.output, args.sum));
+  hints.past_l2 &= !repeats(args.space, args.input) && !repeats(args.space, args.residual);
   if (!args.residual.data) return launch<Forward<T, void>>(args, alignment, max_cluster, hints, stream);
   if constexpr (sizeof(T) == 2)
     if (args.residual.dtype == DType::Float)

@@ -15,8 +15,6 @@ struct LevelSize {
 // is in the first one, what only rows in several levels need is last.
 template <int operands, class Accumulator>
 struct KernelArgs {
-  static constexpr int kOperands = operands;
-
   struct Operand {
     void* data;      // null: absent
     int64_t stride;  // of level 0

@@ -1,7 +1,8 @@
 // Which launch a row gets: plain integers from plain integers. Host only, no torch, no device code.
 //
 // Thresholds are in vectors of 16 bytes of the input's dtype, so that they hold for all dtypes. Measured at 2^28 bf16
-// elements on an H100 (benchmarks/tune.cu), as fractions of the best launch of that shape, unless told otherwise.
+// elements on an H100 (benchmarks/tune.cu), as fractions of the roof, forward / with residual / backward, unless told
+// otherwise.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -14,7 +15,9 @@ struct LaunchPlan {
   int rows_per_block;   // 1 where a row takes more than a warp
   int vectors;          // that a thread holds at a time
   int cluster;          // blocks that share a row
-  bool twice;  // read once for the sum and once for the result, where the row does not fit the group's registers
+  // Read once for the sum and once for the result: the row does not fit the group's registers, or its operands lie
+  // differently in 16 bytes.
+  bool twice;
   bool edges;  // rows may begin or end inside a vector
 };
 
@@ -25,8 +28,7 @@ enum class Alignment { Whole, InPhase, Any };
 constexpr int kMaxCluster = 16;
 constexpr int kPortableCluster = 8;  // what every GPU with clusters grants without asking
 constexpr int kMostThreads = 512;
-constexpr int kBlockVectors =
-    4 * kMostThreads;  // the most vectors of a row that a block takes where there are clusters
+constexpr int kBlockVectors = 4 * kMostThreads;  // of a row that one block takes where there are clusters
 constexpr int kTwiceVectors = 2;
 
 // What a thread reads for one vector of a row: pieces of 16 bytes, and how many of them the sum does not need. Operands
@@ -130,9 +132,9 @@ struct LaunchHints {
   bool past_l2;  // the call moves more than any L2 holds
 };
 
-// Ahead by 2 MB of what is read, 4 MB beside few writes. dim 65536: 1.007 / 1.001 / 1.002 with 2 MB, 0.997 / 0.992 /
-// 0.994 with 4 MB, 0.995 / 0.997 / 0.999 with none; with a gradient of the sum 0.990, 0.992, 0.985; dim 28672 to 262144
-// alike.
+// Ahead by 2 MB of what is read, 4 MB beside few writes (measured with other values here). dim 65536: 1.007 / 1.001
+// / 1.002 with 2 MB, 0.997 / 0.992 / 0.994 with 4 MB, 0.995 / 0.997 / 0.999 with none; with a gradient of the sum
+// 0.990, 0.992, 0.985; dim 28672 to 262144 alike.
 constexpr LaunchHints launch_hints(int64_t rows, int64_t read_bytes, int64_t written_bytes) {
   int64_t ahead = (read_bytes > 2 * written_bytes ? 4 : 2) << 20;
   return {static_cast<int>(std::max<int64_t>(1, ahead / read_bytes)),

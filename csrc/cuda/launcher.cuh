@@ -11,6 +11,11 @@ int64_t row_bytes(const RowSpace& space, const Operands&... operands) {
   return space.dim * ((operands.data ? size_of(operands.dtype) : 0) + ...);
 }
 
+// Whether neighbouring rows of an operand are the same memory.
+inline bool repeats(const RowSpace& space, const Rows& rows) {
+  return rows.data && space.sizes[0] > 1 && rows.strides[0] == 0;
+}
+
 // Whether an operand is 16-byte aligned at the same elements of all rows as the first one; with first null, at all
 // rows' begin.
 inline bool in_phase(const RowSpace& space, const Rows& rows, const Rows* first) {
@@ -35,6 +40,7 @@ Alignment alignment_of(const RowSpace& space, const Rows& first, const Operands&
 template <class Op>
 using Kernel = void (*)(typename Op::Args);
 
+// Two and four vectors of one block are what gains from being kept; a cluster's reads are prefetched instead.
 template <class Op, bool edges, bool kept>
 Kernel<Op> kernel_held_in_registers(const LaunchPlan& plan) {
   if (plan.cluster > 1)

@@ -47,8 +47,9 @@ struct RowOffsets {
     }
   }
 
-  // A place also for an operand that is absent. The pointer is one value from then on: else the compiler adds an
-  // element to its offset before it adds the operand's address, four instructions an access for one.
+  // A place also for an operand that is absent, which is never read or written. The pointer is one value from then on:
+  // else the compiler adds an element to its offset before it adds the operand's address, four instructions an access
+  // for one.
   template <class T>
   __device__ __forceinline__ T* in(const Args& args, int i) const {
     T* row = static_cast<T*>(args.of[i].data) + of[i - first];
@@ -93,6 +94,7 @@ struct RowGroup {
 
  private:
   static constexpr int kMost = 16;  // warps in a block, blocks in a cluster
+  static_assert(kMostThreads / 32 <= kMost && kMaxCluster <= kMost);
 
   static __device__ __forceinline__ T sum_over_warps(T value) {
     __shared__ __align__(16) T of_warp[kMost];
@@ -103,8 +105,8 @@ struct RowGroup {
     return sum_of<4>(of_warp, warps);
   }
 
-  // By halves, in every thread: one after the other, 32 terms err by 2 ulp of rstd. together: how many are there at a
-  // time; zeros fill them up.
+  // By halves, in every thread: one after the other, many terms err by 2 ulp of rstd. Terms come in whole groups of
+  // `together`: zeros fill up the last one, and a cluster is a power of two.
   template <int together>
   static __device__ __forceinline__ T sum_of(const T* terms, int count) {
     constexpr int kSums = kMost / together;
@@ -254,9 +256,6 @@ struct Element {
   }
 };
 
-// edges: rows may begin or end inside 16 aligned bytes, all operands at the same element. twice: the row is read again
-// for the result, since it does not fit the group's registers, or since operands lie differently in 16 bytes: its
-// vectors are cut by the first operand for the sum and by the result for the stores. Both ways sum in the same order.
 // What this block will read of a row further on starts on its way to the L2: the memory stays busy while the blocks of
 // a cluster wait for each other and for the places of all of them. A hint: nothing depends on it.
 template <class Op, class Group>
@@ -274,8 +273,11 @@ __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64
 #endif
 }
 
+// edges: rows may begin or end inside 16 aligned bytes, all operands at the same element. twice: the row is read again
+// for the result, since it does not fit the group's registers, or since operands lie differently in 16 bytes: its
+// vectors are cut by the first operand for the sum and by the result for the stores. Both ways sum in the same order.
 // kept: what is read stays in the L2 until the row is written; for operands that do not fit the L2. Why the memory
-// likes that is not known: dim 1024 to 65536 0.6 to 1.2 % faster. Not released, the lines would stay and cost the next
+// likes that is not known: dim 1024 to 16384 0.6 to 1.2 % faster. Not released, the lines would stay and cost the next
 // kernel: ten passes over 40 MB after a norm 135 us, released 71, without the hint 70.
 template <class Op, int vectors, bool edges, bool clustered, bool twice, bool kept>
 __global__ void __launch_bounds__(max_threads(Op::kChunks - (clustered ? Op::kLateChunks : 0), vectors, twice))
@@ -290,6 +292,7 @@ __global__ void __launch_bounds__(max_threads(Op::kChunks - (clustered ? Op::kLa
   const int64_t readable = active ? row : 0;
   Op op(args, readable);
   Part cut(op.begin(), dim);
+  static_assert(!kept || Op::kLateChunks == 0, "release knows nothing of what the sum does not need");
   constexpr bool staged = clustered && !twice && Op::kLateChunks > 0;
   Tile<Op, vectors, twice, staged, kept> tile;
 
@@ -312,7 +315,7 @@ __global__ void __launch_bounds__(max_threads(Op::kChunks - (clustered ? Op::kLa
     op.open_results(args, readable);  // while the loads are on their way: these arguments are cold too
     add_edges();
     // The branch, always taken, keeps all loads before it: else some wait until others are summed, which saves
-    // registers and costs time (dim 28672 with residual: 0.88 of the roof for 1.00). Two vectors need none (1 x 4096
+    // registers and costs time (dim 28672 with residual: 0.88 of the roof for 1.00). Few vectors need none (1 x 4096
     // with residual: 1.50 us for 1.60).
     if (vectors <= 3 || dim > 0) total = tile.sum(op, total);
     tile.stay_packed(op);
