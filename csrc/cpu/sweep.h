@@ -80,6 +80,9 @@ struct Forward {
     if (rstd) *rstd.row = r;
   }
 
+  static constexpr bool kTwoResults = kPresent<Sum>;
+  const T* result() const { return output.row; }
+
   template <int W>
   SRMSNORM_SIMD void write(int64_t i) const {
     auto value = h<W>(i);
@@ -119,6 +122,14 @@ struct Backward {
   void reduced(double row_mean) {
     r = *rstd.row;
     mean = static_cast<A>(row_mean);
+  }
+
+  static constexpr bool kTwoResults = kPresent<GradInput> && kPresent<GradResidual>;
+  auto result() const {
+    if constexpr (kPresent<GradInput>)
+      return grad_input.row;
+    else
+      return grad_residual.row;
   }
 
   template <int W>
@@ -191,10 +202,21 @@ SRMSNORM_SIMD void write_tail(const Row& row, int64_t i, int64_t end) {
   if constexpr (W > 1) write_tail<W / 2>(row, i, end);
 }
 
+// Where a long row of two results starts to be written in whole vectors: at their alignment, since a store across two
+// cache lines costs two (float32 forward with sum at dims 1001 and 3001: 0.8 of the time; backward, with one result,
+// lost 30 % at 1001).
+template <int W, class Row>
+SRMSNORM_SIMD int64_t first_vector(const Row& row, int64_t dim) {
+  if (!Row::kTwoResults || dim < 32 * W) return 0;
+  int64_t past = reinterpret_cast<uintptr_t>(row.result()) / sizeof(*row.result()) % W;
+  return past == 0 ? 0 : W - past;
+}
+
 template <class Row>
 SRMSNORM_SIMD void write(const Row& row, int64_t dim) {
   constexpr int W = kWidth<typename Row::A>;
-  int64_t i = 0;
+  int64_t i = first_vector<W>(row, dim);
+  if (i > 0) write_tail<W / 2>(row, 0, i);
 #pragma GCC unroll 4
   for (; i + W <= dim; i += W) row.template write<W>(i);
   if (i < dim) write_tail<W / 2>(row, i, dim);
