@@ -120,17 +120,31 @@ def _bandwidth(axis: Any, cells: list[Cell], names: list[str]) -> None:
     axis.set_visible(bool(cells))
 
 
+def _by_case(rows: pd.DataFrame, names: list[str], case: list[str]) -> dict[str, dict[Any, float]]:
+    """By provider: its figures by what is in those columns."""
+    return {name: rows[rows["provider"] == name].set_index(case)["value"].to_dict() for name in names}
+
+
+def _grouped(draw: Any, values: dict[str, dict[Any, float]], cases: list[Any], downwards: bool = False) -> float:
+    """A bar of each provider side by side for each case, where there is one; how broad a bar is."""
+    breadth, way = 0.8 / len(values), -1 if downwards else 1
+    for i, (name, own) in enumerate(values.items()):
+        places = [way * (k + i * breadth) for k, case in enumerate(cases) if case in own]
+        heights = [own[case] for case in cases if case in own]
+        draw(places, heights, breadth, label=COLUMNS.get(name, name), color=COLORS.get(name))
+    return breadth
+
+
 def _layouts(frame: pd.DataFrame) -> dict[str, Any]:
     """Fraction of the roof, bars for each layout and dim."""
     cells, names = cells_of(frame), [name for name in ordered(frame["provider"]) if name != "roof"]
     if not names:
         return {}
     figure, axis = plt.subplots(figsize=(8, 0.3 * len(cells) + 1.5), layout="constrained")
-    height = 0.8 / len(names)
-    for i, name in enumerate(names):
-        own = {-(k + i * height): cell.fraction[name] for k, cell in enumerate(cells) if name in cell.fraction}
-        label, color = COLUMNS.get(name, name), COLORS.get(name)
-        axis.barh(list(own), list(own.values()), height, label=label, color=color)
+    fractions = {
+        name: {k: cell.fraction[name] for k, cell in enumerate(cells) if name in cell.fraction} for name in names
+    }
+    height = _grouped(axis.barh, fractions, list(range(len(cells))), downwards=True)
     axis.axvline(1, color="black", lw=1)
     axis.set_yticks([height / 2 - 0.4 - k for k in range(len(cells))], [f"{cell.op}, {cell.dim}" for cell in cells])
     axis.set_xlabel("fraction of the roof")
@@ -149,12 +163,7 @@ def _small(frame: pd.DataFrame) -> dict[str, Any]:
     for axis, op in zip(axes[0], ops, strict=True):
         rows = frame[frame["op"] == op]
         shapes = list(dict.fromkeys(zip(rows["n"], rows["dim"], strict=True)))
-        width = 0.8 / len(names)
-        for i, name in enumerate(names):
-            own = rows[rows["provider"] == name].set_index(["n", "dim"])["value"].to_dict()
-            places = [k + i * width for k, shape in enumerate(shapes) if shape in own]
-            color = COLORS.get(name)
-            axis.bar(places, [own[s] for s in shapes if s in own], width, label=COLUMNS.get(name, name), color=color)
+        width = _grouped(axis.bar, _by_case(rows, names, ["n", "dim"]), shapes)
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(FuncFormatter(lambda time, _: f"{time:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
@@ -194,12 +203,7 @@ def _bars(frame: pd.DataFrame) -> dict[str, Any]:
     for axis, metric in zip(axes[0], metrics, strict=True):
         rows = frame[frame["metric"] == metric]
         cases = list(dict.fromkeys(zip(rows["op"], rows["dtype"], strict=True)))
-        height = 0.8 / len(names)
-        for i, name in enumerate(names):
-            own = rows[rows["provider"] == name].set_index(["op", "dtype"])["value"].to_dict()
-            places = [-(k + i * height) for k, case in enumerate(cases) if case in own]
-            values = [own[case] for case in cases if case in own]
-            axis.barh(places, values, height, label=COLUMNS.get(name, name), color=COLORS.get(name))
+        _grouped(axis.barh, _by_case(rows, names, ["op", "dtype"]), cases, downwards=True)
         axis.set_yticks([-(k + 0.4) for k in range(len(cases))], [f"{op}, {dtype}" for op, dtype in cases])
         axis.set_xlabel(f"{metric} ({rows['unit'].iloc[0]})")
     axes[0][-1].legend()
