@@ -39,7 +39,8 @@ struct Candidate {
 template <class Op, bool edges, bool clustered, bool kept, int... vectors>
 Kernel<Op> with_vectors(int wanted, std::integer_sequence<int, vectors...>) {
   Kernel<Op> found = nullptr;
-  ((vectors == wanted ? found = row_kernel<Op, vectors, edges, clustered, false, kept> : nullptr), ...);
+  constexpr Reading kReading = kept ? Reading::Kept : Reading::Once;
+  ((vectors == wanted ? found = row_kernel<Op, vectors, edges, clustered, kReading> : nullptr), ...);
   return found;
 }
 
@@ -54,7 +55,7 @@ Kernel<Op> instance_of(const Candidate& c) {
 template <class Op>
 Kernel<Op> instance_of(const Candidate& c, bool edges) {
   if (edges) return c.kept ? nullptr : instance_of<Op, true, false>(c);
-  if constexpr (Op::kLateChunks == 0)
+  if constexpr (Op::kChunks.late == 0)
     if (c.kept) return instance_of<Op, false, true>(c);
   return c.kept ? nullptr : instance_of<Op, false, false>(c);
 }
@@ -83,14 +84,14 @@ float median_us(const std::function<cudaError_t()>& call) {
 // -1 where the launch is not possible.
 template <class Op, class Call>
 float time_of(const Call& call, const Candidate& c, bool edges) {
-  int64_t read_bytes = call.space.dim * sizeof(T) * Op::kChunks;
+  int64_t read_bytes = call.space.dim * sizeof(T) * Op::kChunks.all;
   auto args = Op::args(call, launch_hints(call.space.rows, read_bytes, call.space.dim * sizeof(T)).ahead);
   auto kernel = instance_of<Op>(c, edges);
   if (!kernel) return -1;
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
   if (c.threads * c.rows > attributes.maxThreadsPerBlock) return -1;
-  size_t stage = c.cluster > 1 ? size_t{16} * Op::kLateChunks * c.vectors * c.threads : 0;
+  size_t stage = c.cluster > 1 ? size_t{16} * Op::kChunks.late * c.vectors * c.threads : 0;
   if (stage && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, stage)) return -1;
   if (c.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster");
   cudaLaunchAttribute cluster{};

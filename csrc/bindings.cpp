@@ -65,6 +65,7 @@ py::dict launch_plan(int64_t dim, at::ScalarType dtype, std::optional<at::Scalar
   dict["vectors"] = plan.vectors;
   dict["cluster"] = plan.cluster;
   dict["twice"] = plan.twice;
+  dict["shifted"] = plan.shifted;
   dict["edges"] = plan.edges;
   return dict;
 }

@@ -5,7 +5,7 @@ from functools import cache
 import srmsnorm
 
 LIMIT = 2**20 + 1
-SHAPE = ("threads_per_row", "rows_per_block", "vectors", "cluster", "twice", "vector_elements")
+SHAPE = ("threads_per_row", "rows_per_block", "vectors", "cluster", "twice", "shifted", "vector_elements")
 
 
 def plan(dim, kind, **options) -> tuple:

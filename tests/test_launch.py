@@ -13,15 +13,16 @@ from samples import BFLOAT, DOUBLE, FLOAT, HALF, Kind
 
 import srmsnorm
 
-KEYS = {"threads_per_row", "rows_per_block", "vectors", "cluster", "twice", "edges", "vector_elements"}
+KEYS = {"threads_per_row", "rows_per_block", "vectors", "cluster", "twice", "shifted", "edges", "vector_elements"}
+ALIGNMENTS = [{"aligned": True}, {"aligned": False}, {"in_phase": False}]
 FORWARD = [
-    (kind, {"aligned": aligned, "max_cluster": cluster})
-    for kind, aligned, cluster in itertools.product(samples.KINDS, (True, False), (1, 8, 16))
+    (kind, {**alignment, "max_cluster": cluster})
+    for kind, alignment, cluster in itertools.product(samples.KINDS, ALIGNMENTS, (1, 8, 16))
 ]
 BACKWARD = [
-    (kind, {"backward": True, "grad_sum": grad_sum, "aligned": aligned, "max_cluster": cluster})
-    for kind, grad_sum, aligned, cluster in itertools.product(
-        [kind for kind in samples.KINDS if kind.residual != kind.dtype], (True, False), (True, False), (1, 16)
+    (kind, {"backward": True, "grad_sum": grad_sum, **alignment, "max_cluster": cluster})
+    for kind, grad_sum, alignment, cluster in itertools.product(
+        [kind for kind in samples.KINDS if kind.residual != kind.dtype], (True, False), ALIGNMENTS, (1, 16)
     )
 ]
 POWERS = sorted({2**k + step for k in range(17, 21) for step in (-1, 0, 1)})
@@ -34,7 +35,8 @@ def label(value):
 def check(dim, kind, options):
     plan = srmsnorm.launch_plan(dim, kind.dtype, kind.residual, **options)
     threads, rows, cluster = plan["threads_per_row"], plan["rows_per_block"], plan["cluster"]
-    aligned = options["aligned"] and dim % plan["vector_elements"] == 0
+    in_phase = options.get("in_phase", True)
+    aligned = in_phase and options.get("aligned", True) and dim % plan["vector_elements"] == 0
     # Shuffles name all lanes of a warp: blocks are whole warps, and a row's part of one is a power of two.
     assert threads * rows % 32 == 0 and (threads % 32 == 0 or (threads < 32 and 32 % threads == 0))
     assert threads * rows <= (256 if plan["vectors"] <= 3 and not plan["twice"] else 512) and plan["vectors"] >= 1
@@ -42,6 +44,7 @@ def check(dim, kind, options):
     assert rows == 1 or (cluster == 1 and threads <= 32 and plan["vectors"] <= 3)
     assert plan["vector_elements"] * kind.dtype.itemsize == 16
     assert plan["edges"] or aligned
+    assert plan["shifted"] == (plan["twice"] or not in_phase) and (plan["edges"] or not plan["shifted"])
     assert plan["twice"] or threads * cluster * plan["vectors"] >= dim // plan["vector_elements"]
     return plan
 
@@ -126,7 +129,9 @@ def test_alignment_does_not_change_the_order_of_the_sum(kind):
             for aligned, in_phase in ((True, True), (False, True), (False, False))
         ]
         assert len({(plan["threads_per_row"], plan["cluster"]) for plan in plans_}) == 1
-        assert [plan["twice"] for plan in plans_] in ([False, False, True], [True] * 3)
+        assert [plan["shifted"] for plan in plans_] in ([False, False, True], [True] * 3)
+        assert [plan["twice"] for plan in plans_] in ([False] * 3, [False, False, True], [True] * 3)
+        assert plans_[2]["twice"] == (plans_[2]["cluster"] > 1 or plans_[0]["twice"])
 
 
 def test_wide_rows():
@@ -164,10 +169,11 @@ INSTANCES = """
 using namespace srmsnorm;
 using F = Forward<__nv_bfloat16, float>;
 using B = Backward<__nv_bfloat16, float, true>;
-template __global__ void srmsnorm::row_kernel<F, 2, true, false, false, false>(const __grid_constant__ F::Args);
-template __global__ void srmsnorm::row_kernel<F, 4, false, false, false, true>(const __grid_constant__ F::Args);
-template __global__ void srmsnorm::row_kernel<B, 8, true, true, false, false>(const __grid_constant__ B::Args);
-template __global__ void srmsnorm::row_kernel<B, 2, true, true, true, false>(const __grid_constant__ B::Args);
+template __global__ void srmsnorm::row_kernel<F, 2, true, false, Reading::Once>(const __grid_constant__ F::Args);
+template __global__ void srmsnorm::row_kernel<F, 4, false, false, Reading::Kept>(const __grid_constant__ F::Args);
+template __global__ void srmsnorm::row_kernel<F, 2, true, false, Reading::Shifted>(const __grid_constant__ F::Args);
+template __global__ void srmsnorm::row_kernel<B, 8, true, true, Reading::Once>(const __grid_constant__ B::Args);
+template __global__ void srmsnorm::row_kernel<B, 2, true, true, Reading::Twice>(const __grid_constant__ B::Args);
 """
 
 

@@ -18,12 +18,13 @@ LAYOUTS = {True: samples.contiguous, False: samples.padded}
 
 
 def families(kind, aligned, **options) -> list[int]:
-    """One dim for each way a row is taken: part of a warp or whole ones, vectors, cluster, twice, edges."""
-    found = {}
-    for dim in sorted({*plans.around(kind, aligned=aligned, **options), 64, 200, 4096, 65_536, 2**20}):
-        plan = srmsnorm.launch_plan(dim, kind.dtype, kind.residual, aligned=aligned, **options)
+    """One dim for each way a row is taken: part of a warp or whole ones, vectors, cluster, twice, shifted, edges.
+    Results are fresh, so that padded operands lie differently."""
+    found, options = {}, {"in_phase": aligned, **options}
+    for dim in sorted({*plans.around(kind, **options), 64, 200, 4096, 65_536, 2**20}):
+        plan = srmsnorm.launch_plan(dim, kind.dtype, kind.residual, **options)
         way = plan["threads_per_row"] >= 32, plan["rows_per_block"] > 1, plan["vectors"], plan["cluster"] > 1
-        found.setdefault((*way, plan["twice"], plan["edges"]), dim)
+        found.setdefault((*way, plan["twice"], plan["shifted"], plan["edges"]), dim)
     return sorted(found.values())
 
 

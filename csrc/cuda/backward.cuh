@@ -11,14 +11,14 @@ struct Backward {
   using Accumulator = accumulate_t<T>;
   using Args = KernelArgs<6, Accumulator>;
   static constexpr bool kMixed = !std::is_same_v<T, S>;  // else both inputs get the one gradient
-  static constexpr int kElements = 16 / sizeof(T);
-  static constexpr int kChunks = backward_chunks(sizeof(T), has_sum ? sizeof(S) : 0).all;
-  static constexpr int kLateChunks = backward_chunks(sizeof(T), has_sum ? sizeof(S) : 0).late;
+  static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(S);
+  static constexpr Chunks kChunks = backward_chunks(sizeof(T), has_sum ? sizeof(S) : 0);
 
-  template <int N>
+  template <int N, bool shifted>
   struct Pieces {
-    Vector<T, N> grad_output, output;
-    Vector<std::conditional_t<has_sum, S, void>, N> grad_sum;
+    Vector<T, N, shifted> grad_output;
+    Vector<T, N> output;
+    Vector<std::conditional_t<has_sum, S, void>, N, shifted> grad_sum;
   };
 
   const T *grad_output, *output;
@@ -55,21 +55,20 @@ struct Backward {
   __device__ __forceinline__ void load_row() { r = *rstd; }
 
   __device__ __forceinline__ const T* begin() const { return output; }
-  __device__ __forceinline__ const T* result() const { return writes_input ? grad_input : output; }
 
-  template <int N, class F>
-  __device__ __forceinline__ void each(Pieces<N>& held, F f) const {
+  template <int N, bool shifted, class F>
+  __device__ __forceinline__ void each(Pieces<N, shifted>& held, F f) const {
     f(held.grad_output, grad_output);
     f(held.output, output);
   }
 
-  template <int N, class F>
-  __device__ __forceinline__ void each_late(Pieces<N>& held, F f) const {
+  template <int N, bool shifted, class F>
+  __device__ __forceinline__ void each_late(Pieces<N, shifted>& held, F f) const {
     if constexpr (has_sum) f(held.grad_sum, grad_sum);
   }
 
-  template <int N>
-  __device__ __forceinline__ Accumulator term(const Pieces<N>& held) const {
+  template <int N, bool shifted>
+  __device__ __forceinline__ Accumulator term(const Pieces<N, shifted>& held) const {
     Accumulator g[N], y[N];
     held.grad_output.widened(g);
     held.output.widened(y);
@@ -80,8 +79,8 @@ struct Backward {
 
   __device__ __forceinline__ void store_row() const {}
 
-  template <int N, class F>
-  __device__ __forceinline__ void store(const Pieces<N>& held, F f) const {
+  template <int N, bool shifted, class F>
+  __device__ __forceinline__ void store(const Pieces<N, shifted>& held, F f) const {
     Accumulator g[N], y[N];
     held.grad_output.widened(g);
     held.output.widened(y);

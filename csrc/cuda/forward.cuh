@@ -22,14 +22,13 @@ struct Forward {
   using Args = KernelArgs<5, Accumulator>;
   static constexpr bool kResidual = !std::is_void_v<R>;
   using Residual = std::conditional_t<kResidual, R, T>;
-  static constexpr int kElements = 16 / sizeof(T);
-  static constexpr int kChunks = forward_chunks(sizeof(T), kResidual ? sizeof(Residual) : 0).all;
-  static constexpr int kLateChunks = 0;
+  static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(Residual);
+  static constexpr Chunks kChunks = forward_chunks(sizeof(T), kResidual ? sizeof(Residual) : 0);
 
-  template <int N>
+  template <int N, bool shifted>
   struct Pieces {
     Vector<T, N> input;
-    Vector<R, N> residual;
+    Vector<R, N, shifted> residual;
   };
 
   const T* input;
@@ -63,19 +62,18 @@ struct Forward {
   __device__ __forceinline__ void load_row() {}
 
   __device__ __forceinline__ const T* begin() const { return input; }
-  __device__ __forceinline__ const T* result() const { return output; }
 
-  template <int N, class F>
-  __device__ __forceinline__ void each(Pieces<N>& held, F f) const {
+  template <int N, bool shifted, class F>
+  __device__ __forceinline__ void each(Pieces<N, shifted>& held, F f) const {
     f(held.input, input);
     if constexpr (kResidual) f(held.residual, residual);
   }
 
-  template <int N, class F>
-  __device__ __forceinline__ void each_late(Pieces<N>&, F) const {}
+  template <int N, bool shifted, class F>
+  __device__ __forceinline__ void each_late(Pieces<N, shifted>&, F) const {}
 
-  template <int N>
-  __device__ __forceinline__ void add(const Pieces<N>& held, Accumulator (&h)[N]) const {
+  template <int N, bool shifted>
+  __device__ __forceinline__ void add(const Pieces<N, shifted>& held, Accumulator (&h)[N]) const {
     held.input.widened(h);
     if constexpr (kResidual) {
       Accumulator other[N];
@@ -85,8 +83,8 @@ struct Forward {
     }
   }
 
-  template <int N>
-  __device__ __forceinline__ Accumulator term(const Pieces<N>& held) const {
+  template <int N, bool shifted>
+  __device__ __forceinline__ Accumulator term(const Pieces<N, shifted>& held) const {
     Accumulator h[N];
     add(held, h);
     return dot(h, h);
@@ -100,8 +98,8 @@ struct Forward {
     if (writes_rstd) *rstd = r;
   }
 
-  template <int N, class F>
-  __device__ __forceinline__ void store(const Pieces<N>& held, F f) const {
+  template <int N, bool shifted, class F>
+  __device__ __forceinline__ void store(const Pieces<N, shifted>& held, F f) const {
     Accumulator h[N];
     add(held, h);
     if constexpr (kResidual) {

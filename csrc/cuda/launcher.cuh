@@ -40,23 +40,40 @@ Alignment alignment_of(const RowSpace& space, const Rows& first, const Operands&
 template <class Op>
 using Kernel = void (*)(typename Op::Args);
 
-// Two and four vectors of one block are what gains from being kept; a cluster's reads are prefetched instead.
-template <class Op, bool edges, bool kept>
+// Two and four vectors of one block are what gains from being kept, and one and three where float stands beside 16 bits
+// (3 %); a cluster's reads are prefetched instead.
+template <class Op, bool edges, Reading kept>
 Kernel<Op> kernel_held_in_registers(const LaunchPlan& plan) {
-  if (plan.cluster > 1)
-    return plan.vectors == 4 ? row_kernel<Op, 4, edges, true, false, false>
-                             : row_kernel<Op, 8, edges, true, false, false>;
+  if constexpr (!Op::kChunks.backward)
+    if (plan.cluster > 1 && plan.vectors == 4) return row_kernel<Op, 4, edges, true, Reading::Once>;
+  if (plan.cluster > 1) return row_kernel<Op, 8, edges, true, Reading::Once>;
+  constexpr Reading kFew = Op::kBesideSize > sizeof(typename Op::Element) ? kept : Reading::Once;
   switch (plan.vectors) {
     case 1:
-      return row_kernel<Op, 1, edges, false, false, false>;
+      return row_kernel<Op, 1, edges, false, kFew>;
     case 2:
-      return row_kernel<Op, 2, edges, false, false, kept>;
+      return row_kernel<Op, 2, edges, false, kept>;
     case 3:
-      return row_kernel<Op, 3, edges, false, false, false>;
+      return row_kernel<Op, 3, edges, false, kFew>;
     case 4:
-      return row_kernel<Op, 4, edges, false, false, kept>;
+      return row_kernel<Op, 4, edges, false, kept>;
     case 8:
-      return row_kernel<Op, 8, edges, false, false, false>;
+      return row_kernel<Op, 8, edges, false, Reading::Once>;
+  }
+  return nullptr;
+}
+
+template <class Op>
+Kernel<Op> kernel_shifted(const LaunchPlan& plan) {
+  switch (plan.vectors) {
+    case 1:
+      return row_kernel<Op, 1, true, false, Reading::Shifted>;
+    case 2:
+      return row_kernel<Op, 2, true, false, Reading::Shifted>;
+    case 3:
+      return row_kernel<Op, 3, true, false, Reading::Shifted>;
+    case 4:
+      return row_kernel<Op, 4, true, false, Reading::Shifted>;
   }
   return nullptr;
 }
@@ -64,12 +81,13 @@ Kernel<Op> kernel_held_in_registers(const LaunchPlan& plan) {
 template <class Op>
 Kernel<Op> kernel_of(const LaunchPlan& plan, bool kept) {
   if (plan.twice)
-    return plan.cluster > 1 ? row_kernel<Op, kTwiceVectors, true, true, true, false>
-                            : row_kernel<Op, kTwiceVectors, true, false, true, false>;
-  if (plan.edges) return kernel_held_in_registers<Op, true, false>(plan);
-  if constexpr (Op::kLateChunks == 0)  // a gradient of the sum gains nothing
-    if (kept) return kernel_held_in_registers<Op, false, true>(plan);
-  return kernel_held_in_registers<Op, false, false>(plan);
+    return plan.cluster > 1 ? row_kernel<Op, kTwiceVectors, true, true, Reading::Twice>
+                            : row_kernel<Op, kTwiceVectors, true, false, Reading::Twice>;
+  if (plan.shifted) return kernel_shifted<Op>(plan);
+  if (plan.edges) return kernel_held_in_registers<Op, true, Reading::Once>(plan);
+  if constexpr (Op::kChunks.late == 0)  // a gradient of the sum gains nothing
+    if (kept) return kernel_held_in_registers<Op, false, Reading::Kept>(plan);
+  return kernel_held_in_registers<Op, false, Reading::Once>(plan);
 }
 
 template <class Op>
@@ -80,11 +98,10 @@ cudaError_t launch_as(const typename Op::Args& args, const LaunchPlan& plan, boo
   if (plan.cluster > kPortableCluster)
     if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) return error;
 
-  constexpr Chunks kChunks{Op::kChunks, Op::kLateChunks};
-  int stage = plan.cluster > 1 && !plan.twice ? stage_bytes(kChunks.late, plan.vectors, plan.threads_per_row) : 0;
+  int stage = plan.cluster > 1 && !plan.twice ? stage_bytes(Op::kChunks.late, plan.vectors, plan.threads_per_row) : 0;
   if (stage > (32 << 10)) {  // 48 KB come unasked, and the static part counts too
     // The most that this instance may need, whatever the row: calls of other threads set the same.
-    int most = stage_bytes(kChunks.late, plan.vectors, max_cluster_threads(kChunks, plan.vectors));
+    int most = stage_bytes(Op::kChunks.late, plan.vectors, max_cluster_threads(Op::kChunks, plan.vectors));
     if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most)) return error;
   }
 
@@ -105,8 +122,7 @@ cudaError_t launch_as(const typename Op::Args& args, const LaunchPlan& plan, boo
 
 template <class Op, class Call>
 cudaError_t launch(const Call& call, Alignment alignment, int max_cluster, LaunchHints hints, cudaStream_t stream) {
-  Chunks chunks{Op::kChunks, Op::kLateChunks};
-  auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), chunks, alignment, max_cluster);
+  auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment, max_cluster);
   auto error = launch_as<Op>(Op::args(call, hints.ahead), plan, hints.past_l2, stream);
   if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
   cudaGetLastError();  // a part of a GPU can have too few multiprocessors side by side for the largest cluster

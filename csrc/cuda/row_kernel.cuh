@@ -1,16 +1,13 @@
 // The one kernel: a group of threads takes a row, loads it once, reduces once, stores once.
 //
 // An Op is what one thread does with the pieces of its row; forward.cuh and backward.cuh have one each:
-//   Args (a KernelArgs), Element, Accumulator, kElements (of a vector), kChunks (16-byte pieces read for a vector),
-//   kLateChunks (those of them that the sum does not need)
-//   Pieces<N>                            what is held of N elements of the row, by operand
-//   Op(args, row index)                  pointers to the row in the operands that are read
-//   open_results(args, row index)        and in those that are written
-//   load_row()                           what is read once a row
-//   begin()                              the operand whose address decides how the row is cut for the sum
-//   result()                             the operand whose address decides how the row is cut for the stores
-//   each(pieces, f)                      f(vector, pointer to its row) for every operand that the sum needs
-//   each_late(pieces, f)                 the same for those that it does not
+//   Args (a KernelArgs), Element, Accumulator, kElements (of a vector), kChunks (read for a vector), kBesideSize (of an
+//   element of residual and sum)
+//   Pieces<N, shifted>                   what is held of N elements of the row, by operand; shifted: not as begin()
+//   lies Op(args, row index)                  pointers to the row in the operands that are read open_results(args, row
+//   index)        and in those that are written load_row()                           what is read once a row begin()
+//   the operand whose address decides how the row is cut each(pieces, f)                      f(vector, pointer to its
+//   row) for every operand that the sum needs each_late(pieces, f)                 the same for those that it does not
 //   term(pieces)                         their part of the sum
 //   finish(sum, args)                    the row's scalars
 //   store(pieces, f)                     f(vector, pointer to its row) for every result
@@ -148,13 +145,22 @@ struct Cut {
   }
 };
 
-// The vectors of a row that one thread holds at a time. unaligned: operands may lie at any address. staged: what the
-// sum does not need waits in shared memory, since its registers are worth another block on the multiprocessor; a thread
-// reads only what it has copied there itself, which takes no barrier.
-template <class Op, int vectors, bool unaligned, bool staged, bool kept>
+// How a row is read: into registers, all operands cut as begin() is; the same, and kept in the L2 until the row is
+// written; into registers, with operands that lie differently in 16 bytes; or once for the sum and again for the
+// result, since it does not fit registers, at any address.
+enum class Reading { Once, Kept, Shifted, Twice };
+
+template <Reading reading>
+constexpr bool kIsShifted = reading == Reading::Shifted || reading == Reading::Twice;
+
+// The vectors of a row that one thread holds at a time. staged: what the sum does not need waits in shared memory,
+// since its registers are worth another block on the multiprocessor; a warp reads only what it has copied there itself,
+// which takes no barrier of the block.
+template <class Op, int vectors, Reading reading, bool staged>
 struct Tile {
   static constexpr int N = Op::kElements;
-  typename Op::template Pieces<N> held[vectors];
+  static constexpr bool kShifted = kIsShifted<reading>, kKept = reading == Reading::Kept;
+  typename Op::template Pieces<N, kShifted> held[vectors];
 
   // All loads before the first use: what stands between two loads keeps the second one waiting.
   template <class Cut, class Index>
@@ -163,13 +169,17 @@ struct Tile {
     for (int i = 0; i < vectors; i++) {
       Index vector = start + i * stride;
       if (vector < cut.vectors) {
-        op.each(held[i], load_at(cut.head + vector * N));
-        if constexpr (staged)
-          op.each_late(held[i], [&](auto& to, auto row) { to.copy_to(slot(i), row + cut.head + vector * N); });
-        else
-          op.each_late(held[i], load_at(cut.head + vector * N));
+        auto load = load_at(cut, vector);
+        op.each(held[i], load);
+        if constexpr (!staged) op.each_late(held[i], load);
       } else {
         op.each(held[i], [](auto& to, auto) { to.clear(); });
+      }
+      if constexpr (staged) {
+        Index of_warp = vector - lane_in_row();
+        op.each_late(held[i], [&](auto& to, auto row) {
+          to.start_copies(stage(i), row + (cut.head + of_warp * N), cut.vectors - of_warp);
+        });
       }
     }
   }
@@ -181,6 +191,15 @@ struct Tile {
     return total;
   }
 
+  template <class Cut>
+  __device__ __forceinline__ void put_in_place(const Op& op, const Cut& cut) {
+    if constexpr (kShifted) {
+      auto put = [&](auto& vector, auto row) { vector.put_in_place(bytes_past_16(row + cut.head)); };
+#pragma unroll
+      for (int i = 0; i < vectors; i++) op.each(held[i], put), op.each_late(held[i], put);
+    }
+  }
+
   __device__ __forceinline__ void stay_packed(const Op& op) {
 #pragma unroll
     for (int i = 0; i < vectors; i++) {
@@ -189,17 +208,17 @@ struct Tile {
     }
   }
 
+  // By all lanes of the warp.
   template <class Cut, class Index>
   __device__ __forceinline__ void store(const Op& op, const Cut& cut, Index start, Index stride) {
     if constexpr (staged) wait_for_copies();
 #pragma unroll
     for (int i = 0; i < vectors; i++) {
       Index vector = start + i * stride;
-      bool inside = vector < cut.vectors;  // checked at the store alone: one predicate instead of a branch
-      if constexpr (staged) op.each_late(held[i], [&](auto& to, auto) { to.copy_from(slot(i)); });
-      op.store(held[i], store_at(cut.head + vector * N, inside));
+      if constexpr (staged) op.each_late(held[i], [&](auto& to, auto) { to.load_copies(stage(i)); });
+      op.store(held[i], store_at(cut, vector));
     }
-    if constexpr (kept) release(op, cut, start, stride);
+    if constexpr (kKept) release(op, cut, start, stride);
   }
 
  private:
@@ -209,36 +228,40 @@ struct Tile {
     for (int i = 0; i < vectors; i++) {
       Index vector = start + i * stride;
       if (vector >= cut.vectors) continue;
-      op.each(held[i], [&](auto& of, auto row) { of.release(row + cut.head + vector * N); });
+      op.each(held[i], [&](auto& of, auto row) { of.release(row + (cut.head + vector * N)); });
     }
   }
 
-  // Neighbouring threads' places are next to each other, a piece of 16 bytes after the other.
-  static __device__ __forceinline__ uint4* slot(int i) {
-    extern __shared__ uint4 stage[];
-    return stage + i * Op::kLateChunks * blockDim.x + threadIdx.x;
+  // This warp's part.
+  static __device__ __forceinline__ uint4* stage(int i) {
+    extern __shared__ uint4 pieces[];
+    return pieces + Op::kChunks.late * (i * blockDim.x + threadIdx.x / 32 * 32);
   }
 
-  template <class Index>
-  static __device__ __forceinline__ auto load_at(Index element) {
-    return [element](auto& to, auto row) {
-      if constexpr (unaligned)
-        to.load_any(row + element);
-      else if constexpr (kept)
-        to.load_kept(row + element);
+  template <class Cut, class Index>
+  static __device__ __forceinline__ Place<Index> place_of(const Cut& cut, Index vector) {
+    return {cut.vectors - vector, min(static_cast<int>(blockDim.x), 32)};
+  }
+
+  // How far an operand's vectors are past 16 bytes follows from where its first one is.
+  template <class Cut, class Index>
+  static __device__ __forceinline__ auto load_at(const Cut& cut, Index vector) {
+    return [&cut, vector](auto& to, auto row) {
+      if constexpr (kKept)
+        to.load_kept(row + (cut.head + vector * N));
       else
-        to.load(row + element);
+        to.load(row + (cut.head + vector * N), kShifted ? bytes_past_16(row + cut.head) : 0, place_of(cut, vector));
     };
   }
 
-  template <class Index>
-  static __device__ __forceinline__ auto store_at(Index element, bool inside) {
-    return [element, inside](const auto& from, auto row) {
-      if (!inside) return;
-      if constexpr (unaligned)
-        from.store_any(row + element);
+  // Whether the row has the vector is asked at the store alone: one predicate instead of a branch.
+  template <class Cut, class Index>
+  static __device__ __forceinline__ auto store_at(const Cut& cut, Index vector) {
+    return [&cut, vector](const auto& from, auto row) {
+      if constexpr (kShifted)
+        from.store_shifted(row + (cut.head + vector * N), bytes_past_16(row + cut.head), place_of(cut, vector));
       else
-        from.store(row + element);
+        from.store(row + (cut.head + vector * N), place_of(cut, vector));
     };
   }
 };
@@ -246,11 +269,11 @@ struct Tile {
 // One element of a row, where it begins or ends inside a vector.
 template <class Op>
 struct Element {
-  typename Op::template Pieces<1> held;
+  typename Op::template Pieces<1, false> held;
 
   template <class Index>
   __device__ __forceinline__ Element(const Op& op, Index i) {
-    auto load = [&](auto& to, auto row) { to.load_any(row + i); };
+    auto load = [&](auto& to, auto row) { to.load(row + i); };
     op.each(held, load);
     op.each_late(held, load);
   }
@@ -261,7 +284,7 @@ struct Element {
 template <class Op, class Group>
 __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64_t dim) {
 #if SRMSNORM_CLUSTERS
-  typename Op::template Pieces<1> none;
+  typename Op::template Pieces<1, false> none;
   auto start = [&](auto&, auto row) {
     int64_t bytes = dim * sizeof(*row) / group.blocks / 16 * 16;
     const char* from = reinterpret_cast<const char*>(row) + group.rank * bytes;
@@ -273,17 +296,29 @@ __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64
 #endif
 }
 
-// edges: rows may begin or end inside 16 aligned bytes, all operands at the same element. twice: the row is read again
-// for the result, since it does not fit the group's registers, or since operands lie differently in 16 bytes: its
-// vectors are cut by the first operand for the sum and by the result for the stores. Both ways sum in the same order.
-// kept: what is read stays in the L2 until the row is written; for operands that do not fit the L2. Why the memory
-// likes that is not known: dim 1024 to 16384 0.6 to 1.2 % faster. Not released, the lines would stay and cost the next
-// kernel: ten passes over 40 MB after a norm 135 us, released 71, without the hint 70.
-template <class Op, int vectors, bool edges, bool clustered, bool twice, bool kept>
-__global__ void __launch_bounds__(max_threads(Op::kChunks - (clustered ? Op::kLateChunks : 0), vectors, twice))
+// Blocks on a multiprocessor that the compiler is told to allow for; 0: left to it. It is told one where it would spill
+// a word or two to have more.
+template <class Op, bool edges>
+constexpr int min_blocks(Reading reading) {
+  bool spills =
+      Op::kBesideSize == 8 ? edges && reading == Reading::Once : Op::kBesideSize == 4 && reading == Reading::Shifted;
+  return spills ? 1 : 0;
+}
+
+// edges: rows may begin or end inside 16 aligned bytes. However a row is read, it is summed in the same order.
+// Why the memory likes rows that are kept is not known: dim 1024 to 16384 0.6 to 1.2 % faster, for operands that do not
+// fit the L2. Not released, the lines would stay and cost the next kernel: ten passes over 40 MB after a norm 135 us,
+// released 71, without the hint 70.
+template <class Op, int vectors, bool edges, bool clustered, Reading reading>
+__global__ void __launch_bounds__(max_threads(Op::kChunks.all - (clustered ? Op::kChunks.late : 0), vectors,
+                                              reading == Reading::Twice),
+                                  min_blocks<Op, edges>(reading))
     row_kernel(const __grid_constant__ typename Op::Args args) {
+  constexpr bool twice = reading == Reading::Twice;
+  static_assert(edges || !kIsShifted<reading>, "operands that lie differently do not all begin at 16 bytes");
+  static_assert(reading != Reading::Kept || Op::kChunks.late == 0,
+                "release knows nothing of what the sum does not need");
   using Index = std::conditional_t<twice, int64_t, int>;  // a row that fits registers has no 2^31 elements
-  using Part = Cut<Op, edges, Index>;
   const RowGroup<typename Op::Accumulator, clustered> group;
   const int64_t row = group.row();
   constexpr bool kOneRow = clustered || vectors >= 4;  // in a block, as the plan has it
@@ -291,10 +326,9 @@ __global__ void __launch_bounds__(max_threads(Op::kChunks - (clustered ? Op::kLa
   const Index dim = active ? args.dim : 0, thread = group.thread(), threads = group.size();
   const int64_t readable = active ? row : 0;
   Op op(args, readable);
-  Part cut(op.begin(), dim);
-  static_assert(!kept || Op::kLateChunks == 0, "release knows nothing of what the sum does not need");
-  constexpr bool staged = clustered && !twice && Op::kLateChunks > 0;
-  Tile<Op, vectors, twice, staged, kept> tile;
+  const Cut<Op, edges, Index> cut(op.begin(), dim);
+  constexpr bool staged = clustered && !twice && Op::kChunks.late > 0;
+  Tile<Op, vectors, reading, staged> tile;
 
   op.load_row();
   typename Op::Accumulator total = 0;
@@ -306,6 +340,7 @@ __global__ void __launch_bounds__(max_threads(Op::kChunks - (clustered ? Op::kLa
     add_edges();
     for (Index start = thread; start < cut.vectors; start += vectors * threads) {
       tile.load(op, cut, start, threads);
+      tile.put_in_place(op, cut);
       total = tile.sum(op, total);
     }
   } else {
@@ -317,23 +352,26 @@ __global__ void __launch_bounds__(max_threads(Op::kChunks - (clustered ? Op::kLa
     // The branch, always taken, keeps all loads before it: else some wait until others are summed, which saves
     // registers and costs time (dim 28672 with residual: 0.88 of the roof for 1.00). Few vectors need none (1 x 4096
     // with residual: 1.50 us for 1.60).
-    if (vectors <= 3 || dim > 0) total = tile.sum(op, total);
+    if (vectors <= 3 || dim > 0) {
+      tile.put_in_place(op, cut);
+      total = tile.sum(op, total);
+    }
     tile.stay_packed(op);
   }
   op.finish(group.sum(total), args);
   if (active && thread == 0) op.store_row();
   if constexpr (twice) {
-    cut = Part(op.result(), dim);
-    for (Index start = thread; start < cut.vectors; start += vectors * threads) {
-      tile.load(op, cut, start, threads);
-      tile.store(op, cut, start, threads);
+    for (Index done = 0; done < cut.vectors; done += vectors * threads) {  // by all lanes, as shifted stores want it
+      tile.load(op, cut, done + thread, threads);
+      tile.put_in_place(op, cut);
+      tile.store(op, cut, done + thread, threads);
     }
   } else {
     tile.store(op, cut, thread, threads);
   }
   if constexpr (edges)
     cut.each_edge(thread, threads, [&](Index i) {
-      op.store(Element<Op>(op, i).held, [&](const auto& from, auto row) { from.store_any(row + i); });
+      op.store(Element<Op>(op, i).held, [&](const auto& from, auto row) { from.store(row + i); });
     });
 }
 

@@ -115,11 +115,12 @@ __device__ __forceinline__ void start_copy16(uint4* shared, const uint4* global)
 #endif
 }
 
-// For those that this thread has started.
+// For those that this warp has started.
 __device__ __forceinline__ void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
+  __syncwarp();
 }
 
 __device__ __forceinline__ int bytes_past_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16; }
@@ -164,15 +165,65 @@ __device__ __forceinline__ uint4 bytes_from(uint4 low, uint4 high, int first) {
           __funnelshift_r(words[2], words[3], bits), __funnelshift_r(words[3], words[4], bits)};
 }
 
-// N elements, as they lie in memory.
-template <class T, int N>
+// A value of another lane; by all lanes of the warp.
+__device__ __forceinline__ uint4 of_lane(uint4 value, int lane) {
+  return {__shfl_sync(~0u, value.x, lane), __shfl_sync(~0u, value.y, lane), __shfl_sync(~0u, value.z, lane),
+          __shfl_sync(~0u, value.w, lane)};
+}
+
+// A warp has a part of a row or the whole of several: then blockDim.x is a power of two.
+__device__ __forceinline__ int lane_in_row() { return threadIdx.x % 32; }
+__device__ __forceinline__ int lane_in_warp() {
+  return blockDim.x < 32 ? (threadIdx.y * blockDim.x + threadIdx.x) % 32 : threadIdx.x % 32;
+}
+
+__device__ __forceinline__ uint32_t word_at(uint4 value, int byte) {
+  uint32_t low = byte & 4 ? value.y : value.x, high = byte & 4 ? value.w : value.z;
+  return byte & 8 ? high : low;
+}
+
+// Of 16 bytes the first ones to one address and the others, at the same place in 16, to another; neither are all, and
+// both a multiple of element_size.
+template <int element_size>
+__device__ __forceinline__ void store_parts(uint4 value, int bytes, uint4* first, uint4* others) {
+  auto *low = reinterpret_cast<char*>(first), *high = reinterpret_cast<char*>(others);
+  auto four = [&](char* to, int byte) { *reinterpret_cast<uint32_t*>(to + byte) = word_at(value, byte); };
+  auto two = [&](char* to, int byte) {
+    *reinterpret_cast<uint16_t*>(to + byte) = static_cast<uint16_t>(word_at(value, byte) >> 8 * (byte & 2));
+  };
+  if (bytes & 8) *reinterpret_cast<uint2*>(low) = {value.x, value.y};
+  if (element_size <= 4 && bytes & 4) four(low, bytes & 8);
+  if (element_size <= 2 && bytes & 2) {
+    two(low, bytes & 12);
+    two(high, bytes);
+    bytes += 2;
+  }
+  if (element_size <= 4 && bytes & 4) {
+    four(high, bytes);
+    bytes += 4;
+  }
+  if (bytes == 8) *reinterpret_cast<uint2*>(high + 8) = {value.z, value.w};
+}
+
+// Where a vector stands among those of its row. Neighbouring lanes have neighbouring ones; a run: those of a warp's
+// lanes that share the row.
+template <class Index>
+struct Place {
+  Index left;  // vectors of the row from this one on; none or fewer: the row does not have it
+  int run;     // lanes
+  __device__ __forceinline__ bool ends_run() const { return left == 1 || lane_in_row() == run - 1; }
+};
+
+// N elements, as they lie in memory. shifted: at any element's address; the 16-byte pieces that they lie in are loaded
+// first, and put in place when all loads are on their way.
+template <class T, int N, bool shifted = false>
 struct alignas(16) Vector {
   static constexpr int kChunks = N * sizeof(T) / 16;
-  uint4 chunks[kChunks];
+  uint4 chunks[kChunks + shifted];
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (int i = 0; i < kChunks; i++) chunks[i] = uint4{0, 0, 0, 0};
+    for (int i = 0; i < kChunks + shifted; i++) chunks[i] = uint4{0, 0, 0, 0};
   }
 
   // The compiler must forget what it made of the chunks: else it keeps the widened elements in twice the registers, or
@@ -183,9 +234,22 @@ struct alignas(16) Vector {
       asm volatile("" : "+r"(chunks[i].x), "+r"(chunks[i].y), "+r"(chunks[i].z), "+r"(chunks[i].w));
   }
 
-  __device__ __forceinline__ void load(const T* from) {
+  // past: bytes past 16. Shifted, the first piece has an element of the vector in it, and so has the one behind the
+  // last, if any; of that, only what is in the row is read.
+  template <class Index>
+  __device__ __forceinline__ void load(const T* from, int past, const Place<Index>& place) {
+    const auto* aligned = reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(from) - past);
 #pragma unroll
-    for (int i = 0; i < kChunks; i++) chunks[i] = reinterpret_cast<const uint4*>(from)[i];
+    for (int i = 0; i < kChunks; i++) chunks[i] = aligned[i];
+    if constexpr (shifted)
+      chunks[kChunks] = place.left > 1 ? aligned[kChunks] : load_first<sizeof(T)>(aligned + kChunks, past);
+  }
+
+  __device__ __forceinline__ void put_in_place(int past) {
+    if constexpr (shifted) {
+#pragma unroll
+      for (int i = 0; i < kChunks; i++) chunks[i] = bytes_from(chunks[i], chunks[i + 1], past);
+    }
   }
 
   __device__ __forceinline__ void load_kept(const T* from) {
@@ -198,43 +262,59 @@ struct alignas(16) Vector {
     if (threadIdx.x % (kLineBytes / sizeof(Vector)) == 0) release_line(from);
   }
 
-  // At any element's address: out of aligned 16 bytes, of which the last are read only as far as the vector goes. The
-  // first have an element of the vector in them, so that all of them are readable.
-  __device__ __forceinline__ void load_any(const T* from) {
-    int past = bytes_past_16(from);
-    if (past == 0) return load(from);
-    const auto* aligned = reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(from) - past);
-    uint4 low = *aligned;
+  // A warp's vectors, as many as are left of the row, to its part of shared memory, past the registers: neighbouring
+  // lanes copy neighbouring pieces. By all lanes of the warp, as what a lane loads others have copied.
+  template <class Index>
+  static __device__ __forceinline__ void start_copies(uint4* shared, const T* of_warp, Index left) {
+    const auto* pieces = reinterpret_cast<const uint4*>(of_warp);
 #pragma unroll
     for (int i = 0; i < kChunks; i++) {
-      uint4 high = i + 1 < kChunks ? aligned[i + 1] : load_first<sizeof(T)>(aligned + i + 1, past);
-      chunks[i] = bytes_from(low, high, past);
-      low = high;
+      int piece = 32 * i + lane_in_row();
+      if (piece / kChunks < left) start_copy16(shared + piece, pieces + piece);
     }
   }
 
-  // To shared memory, past the registers, and from there; blockDim.x places from a piece to the next.
-  __device__ __forceinline__ void copy_to(uint4* slot, const T* from) const {
+  __device__ __forceinline__ void load_copies(const uint4* shared) {
 #pragma unroll
-    for (int i = 0; i < kChunks; i++) start_copy16(slot + i * blockDim.x, reinterpret_cast<const uint4*>(from) + i);
+    for (int i = 0; i < kChunks; i++) chunks[i] = shared[lane_in_row() * kChunks + i];
   }
 
-  __device__ __forceinline__ void copy_from(const uint4* slot) {
+  // By all lanes of the warp. Of vectors in two pieces, two lanes store first the even one's and then the odd one's: a
+  // store of every other 16 bytes would cost the L2 as much as a full one.
+  template <class Index>
+  __device__ __forceinline__ void store(T* to, const Place<Index>& place) const {
+    auto* pieces = reinterpret_cast<uint4*>(to);
+    if (kChunks == 2 && blockDim.x > 1) {
+      int odd = threadIdx.x % 2;
+      uint4 others = of_lane(odd ? chunks[0] : chunks[kChunks - 1], lane_in_warp() ^ 1);
+      if (place.left + odd > 0) pieces[-odd] = odd ? others : chunks[0];
+      if (place.left + odd > 1) pieces[2 - odd] = odd ? chunks[kChunks - 1] : others;
+    } else if (place.left > 0) {
 #pragma unroll
-    for (int i = 0; i < kChunks; i++) chunks[i] = slot[i * blockDim.x];
+      for (int i = 0; i < kChunks; i++) pieces[i] = chunks[i];
+    }
   }
 
-  __device__ __forceinline__ void store(T* to) const {
+  // To an address that is `past` bytes past 16, in aligned pieces out of two lanes' vectors each. The pieces before the
+  // first and behind the last vector of a run are parts of one, which the last lane writes, to which the first is the
+  // next. By all lanes of the warp.
+  template <class Index>
+  __device__ __forceinline__ void store_shifted(T* to, int past, const Place<Index>& place) const {
+    uint4 next = of_lane(chunks[0], lane_in_warp() + (place.ends_run() ? -lane_in_row() : 1));
+    if (place.left <= 0) return;
+    auto* aligned = reinterpret_cast<uint4*>(reinterpret_cast<char*>(to) - past);
+    if (past == 0) {
 #pragma unroll
-    for (int i = 0; i < kChunks; i++) reinterpret_cast<uint4*>(to)[i] = chunks[i];
-  }
-
-  __device__ __forceinline__ void store_any(T* to) const {
-    if (is_aligned(to)) return store(to);
-    T elements[N];
-    memcpy(elements, chunks, sizeof(elements));
+      for (int i = 0; i < kChunks; i++) aligned[i] = chunks[i];
+      return;
+    }
 #pragma unroll
-    for (int i = 0; i < N; i++) to[i] = elements[i];
+    for (int i = 1; i < kChunks; i++) aligned[i] = bytes_from(chunks[i - 1], chunks[i], 16 - past);
+    uint4 last = bytes_from(chunks[kChunks - 1], next, 16 - past);
+    if (place.ends_run())
+      store_parts<sizeof(T)>(last, past, aligned + kChunks, aligned - lane_in_row() * kChunks);
+    else
+      aligned[kChunks] = last;
   }
 
   __device__ __forceinline__ void widened(accumulate_t<T> (&to)[N]) const {
@@ -254,15 +334,15 @@ template <class T>
 struct Vector<T, 1> {
   T element[1];
 
-  __device__ __forceinline__ void load_any(const T* from) { element[0] = *from; }
-  __device__ __forceinline__ void store_any(T* to) const { *to = element[0]; }
+  __device__ __forceinline__ void load(const T* from) { element[0] = *from; }
+  __device__ __forceinline__ void store(T* to) const { *to = element[0]; }
   __device__ __forceinline__ void widened(accumulate_t<T> (&to)[1]) const { to[0] = widen(element[0]); }
   __device__ __forceinline__ void set(const accumulate_t<T> (&from)[1]) { narrow(from, element); }
 };
 
 // An operand that there is not.
-template <int N>
-struct Vector<void, N> {};
+template <int N, bool shifted>
+struct Vector<void, N, shifted> {};
 template <>
 struct Vector<void, 1> {};
 
