@@ -10,12 +10,13 @@ import io
 import os
 import pathlib
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,7 @@ QUESTION = "what works in PyTorch: ours, F.rms_norm, a wrapped Triton norm, a Py
 PROTOCOL = "run in this process, or in one of its own"
 
 ROWS, DIM = 6, 16
-TIMEOUT_S = 300  # of a program in a process of its own
+TIMEOUT_S = 120  # of a program in a process of its own
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -641,24 +642,35 @@ def examine(name: str, candidate: str, device: str) -> None:
 
 
 def examine_alone(name: str, candidate: str, device: str) -> None:
-    """The same, in a process of its own; its last line says what went wrong. Its Inductor has a cache of its own: where
-    a program ends amid writing, its locks stay behind, and the next one would wait for them."""
-    program = (
+    """The same, in a process of its own."""
+    run_alone(
         f"import sys; sys.path[:0] = {sys.path!r}\n"
         "from suites import features\n"
         f"try: features.examine({name!r}, {candidate!r}, {device!r})\n"
         "except Exception as error: print(features.why(error)); sys.exit(1)"
     )
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+
+
+def run_alone(program: str, timeout: float = TIMEOUT_S) -> None:
+    """Raises what its last line says where it fails. Its Inductor has a cache of its own: where a program ends amid
+    writing, its locks stay behind, and the next one would wait for them. Its output goes to a file, and its whole group
+    is ended: compilers' workers outlive a program that crashes, and would hold a pipe open."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache, tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=output, stderr=subprocess.DEVNULL, cwd=HERE.parent,
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}, start_new_session=True,
+        )  # fmt: skip
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", program], capture_output=True, text=True, cwd=HERE.parent, timeout=TIMEOUT_S,
-                env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
-            )  # fmt: skip
+            code = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"did not end in {TIMEOUT_S} s") from None
-    last = (done.stdout.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-    need(done.returncode == 0, last)
+            raise AssertionError(f"did not end in {timeout} s") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        last = (output.read().strip().splitlines() or [f"ended with {code}"])[-1]
+    need(code == 0, last)
 
 
 def why(error: Exception) -> str:
@@ -684,10 +696,11 @@ def run(plan: Plan) -> None:
     with Recorder(plan, NAME, len(names) * len(candidates)) as recorder:
         for name in names:
             recorder.reporter.new_case(name)
+            cell = {"metric": FEATURES[name].group, "op": name}
             for candidate in candidates:
                 recorder.reporter.tick(candidate)
+                if recorder.has(cell, [candidate]):
+                    continue
                 status = outcome(name, candidate, plan.device)
-                recorder.results.add(
-                    metric=FEATURES[name].group, op=name, provider=candidate, protocol=PROTOCOL,
-                    status=status, value=1 if status == "ok" else "",
-                )  # fmt: skip
+                value = 1 if status == "ok" else ""
+                recorder.results.add(**cell, provider=candidate, protocol=PROTOCOL, status=status, value=value)
