@@ -71,6 +71,48 @@ def test_backward(cuda, kind, aligned, grad_sum):
             assert_backward(grad.cpu(), expected, held[0], y, rstd, held[2])
 
 
+def guarded(values, layout, device):
+    """The values laid out so, within a buffer of their own kind of which nothing else may change: (buffer, view)."""
+    view = layout(values.shape, dtype=values.dtype, device=device)
+    buffer = torch.full((view.storage_offset() + view.untyped_storage().nbytes() // view.itemsize,), 7.0,
+                        dtype=view.dtype, device=device)  # fmt: skip
+    return buffer, buffer.as_strided(view.shape, view.stride(), view.storage_offset()).copy_(values)
+
+
+OUT_OF_PHASE = [
+    (samples.contiguous, samples.padded), (samples.padded, samples.contiguous), (samples.padded, samples.misaligned)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layouts", OUT_OF_PHASE, ids=lambda pair: "+".join(layout.__name__ for layout in pair))
+@pytest.mark.parametrize(
+    "kind", [Kind(BFLOAT, BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT, FLOAT), Kind(DOUBLE, DOUBLE)], ids=str
+)
+def test_operands_that_lie_differently(cuda, kind, layouts):
+    """Against the truth, fresh and in place; also what is beside the rows stays as it was."""
+    first, second = layouts
+    for dim in (12, 64, 200, 300, 1024, 8192 * 2 // kind.dtype.itemsize, 65_536, 2**20):
+        shape = rows_for(dim), dim
+        held = samples.forward(kind, shape)
+        want, sum = truth.forward(*held)[0], truth.rounded_sum(*held)
+        around_input, input = guarded(held[0], first, cuda)
+        around_residual, residual = guarded(held[1], second, cuda)
+        y, fresh_sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, residual, None)
+        assert_output(y.cpu(), want)
+        assert torch.equal(fresh_sum.cpu(), sum)
+
+        g, gh = samples.grad_output(kind, shape), samples.grad_sum(kind, shape)
+        operands = (guarded(g, second, cuda)[1], guarded(y.cpu(), first, cuda)[1], rstd, guarded(gh, second, cuda)[1])
+        expected = truth.backward(g, y.cpu(), rstd.cpu(), gh)
+        assert_backward(torch.ops.srmsnorm._srms_norm_backward(*operands).cpu(), expected, g, y.cpu(), rstd.cpu(), gh)
+
+        srmsnorm.add_srms_norm_(input, residual)
+        assert torch.equal(input, y) and torch.equal(residual.cpu(), sum)
+        for around, view in ((around_input, input), (around_residual, residual)):
+            view.fill_(7.0)
+            assert (around == 7.0).all()
+
+
 def test_rows_by_level(cuda):
     """Leading dimensions that do not merge: the row index is taken apart."""
     for dim in (24, 4096):

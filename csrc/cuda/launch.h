@@ -15,9 +15,11 @@ struct LaunchPlan {
   int rows_per_block;   // 1 where a row takes more than a warp
   int vectors;          // that a thread holds at a time
   int cluster;          // blocks that share a row
-  bool twice;           // read once for the sum and once for the result: the row does not fit the group's registers
-  bool shifted;         // operands lie differently in 16 bytes
-  bool edges;           // rows may begin or end inside a vector
+  // Read once for the sum and once for the result: the row does not fit the group's registers, or is shifted and takes
+  // a cluster or 8 vectors a thread.
+  bool twice;
+  bool shifted;  // operands may lie differently in 16 bytes; always where read twice
+  bool edges;    // rows may begin or end inside a vector
 };
 
 // How the rows of a call lie in memory: all begin and end at multiples of 16 bytes; all operands are as many elements
@@ -32,6 +34,7 @@ constexpr int kTwiceVectors = 2;
 
 // What a thread reads for one vector of a row: pieces of 16 bytes, and how many of them the sum does not need. Operands
 // beside the input have as many elements as 16 bytes of the input's dtype; a size of 0 is an operand that there is not.
+// backward: in clusters it takes 8 vectors a thread, and there is no instance for 4 (plan_in_cluster).
 struct Chunks {
   int all, late;
   bool backward;
@@ -53,7 +56,8 @@ constexpr int power_of_two_from(int n) {
   return p;
 }
 
-// Threads in a block. 512 leave 128 registers to each, of which operands may take 64; more of them leave no room.
+// Threads in a block. 512 leave 128 registers to each, of which operands may take 64; more of them leave no room. (The
+// additional pieces of shifted operands, up to 96, do fit; they are gone after the sum.)
 constexpr int max_threads(int chunks, int vectors, bool twice) {
   bool many = 4 * chunks * vectors > 64;
   return (vectors <= 3 && !twice) || many ? 256 : kMostThreads;
@@ -104,9 +108,10 @@ constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, Chunks ch
 }
 
 // The sum of a row is taken thread by thread in the order of its vectors, then over the threads: threads_per_row and
-// cluster alone decide its bits. They follow from dim and dtypes, never from the number of rows or the strides, and not
-// from the alignment either: a row that begins or ends inside a vector has no more whole ones than dim has room for.
-// max_cluster: 1 for a GPU without clusters.
+// cluster decide its bits, and where the first operand lies in 16 bytes, which says what is a vector and what is before
+// and behind them. The plan follows from dim and dtypes, never from the number of rows or the strides, nor from how
+// other operands and results lie: a row that begins or ends inside a vector has no more whole ones than dim has room
+// for. max_cluster: 1 for a GPU without clusters.
 constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, Alignment alignment, int max_cluster) {
   LaunchPlan plan{16 / element_size, 0, 1, 0, 1, false, alignment == Alignment::Any, alignment != Alignment::Whole};
   if (dim % plan.vector_elements != 0) plan.edges = true;

@@ -46,7 +46,7 @@ template <class Op, bool edges, Reading kept>
 Kernel<Op> kernel_held_in_registers(const LaunchPlan& plan) {
   if constexpr (!Op::kChunks.backward)
     if (plan.cluster > 1 && plan.vectors == 4) return row_kernel<Op, 4, edges, true, Reading::Once>;
-  if (plan.cluster > 1) return row_kernel<Op, 8, edges, true, Reading::Once>;
+  if (plan.cluster > 1) return plan.vectors == 8 ? row_kernel<Op, 8, edges, true, Reading::Once> : nullptr;
   constexpr Reading kFew = Op::kBesideSize > sizeof(typename Op::Element) ? kept : Reading::Once;
   switch (plan.vectors) {
     case 1:

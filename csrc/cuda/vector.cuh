@@ -234,15 +234,19 @@ struct alignas(16) Vector {
       asm volatile("" : "+r"(chunks[i].x), "+r"(chunks[i].y), "+r"(chunks[i].z), "+r"(chunks[i].w));
   }
 
-  // past: bytes past 16. Shifted, the first piece has an element of the vector in it, and so has the one behind the
-  // last, if any; of that, only what is in the row is read.
+  // past: bytes past 16. Shifted, the first piece has an element of the vector in it, and unless past is 0 so has the
+  // one behind the last, of which only what is in the row is read.
   template <class Index>
   __device__ __forceinline__ void load(const T* from, int past, const Place<Index>& place) {
     const auto* aligned = reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(from) - past);
 #pragma unroll
     for (int i = 0; i < kChunks; i++) chunks[i] = aligned[i];
-    if constexpr (shifted)
-      chunks[kChunks] = place.left > 1 ? aligned[kChunks] : load_first<sizeof(T)>(aligned + kChunks, past);
+    if constexpr (shifted) {
+      if (place.left == 1)
+        chunks[kChunks] = load_first<sizeof(T)>(aligned + kChunks, past);
+      else if (past != 0)
+        chunks[kChunks] = aligned[kChunks];
+    }
   }
 
   __device__ __forceinline__ void put_in_place(int past) {
