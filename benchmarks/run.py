@@ -237,11 +237,13 @@ def readme(
 
 @app.command()
 def page(
-    csv: Annotated[pathlib.Path, typer.Argument(exists=True, dir_okay=False, help="A CSV of the suite `features`.")],
+    csvs: Annotated[
+        list[pathlib.Path], typer.Argument(exists=True, dir_okay=False, help="CSVs of the suite `features`.")
+    ],
     path: Annotated[pathlib.Path, typer.Option("--page", exists=True, help="The file to write to.")] = PAGE,
 ) -> None:
-    """The table of docs/pytorch.md, from a CSV."""
-    _insert(path, "features", lambda: reports.features.page(reports.read(csv)))
+    """The table of docs/pytorch.md, from a CSV; what that one lacks, from the next."""
+    _insert(path, "features", lambda: reports.features.page([reports.read(csv) for csv in csvs]))
 
 
 def _insert(path: pathlib.Path, markers: str, text: Callable[[], str]) -> None:

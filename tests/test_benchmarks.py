@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -567,15 +568,23 @@ def test_features_can_be_missing(monkeypatch, plain_memory):
 
 
 def test_page(tmp_path):
-    """The table goes between the markers, and nowhere else."""
+    """The table goes between the markers, and nowhere else. What one machine lacks is another's, and says so."""
     import run
 
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- features:begin -->\nold\n<!-- features:end -->\nafter\n")
-    run.page(EXAMPLES / "features.csv", page)
+    run.page([EXAMPLES / "features.csv"], page)
     text = page.read_text()
     assert text.startswith("before\n<!-- features:begin -->\n|") and text.endswith("<!-- features:end -->\nafter\n")
-    assert "old" not in text and "| srmsnorm" in text
+    assert "old" not in text and "| srmsnorm" in text and "¹" not in text
+
+    whole = pd.read_csv(EXAMPLES / "features.csv", keep_default_na=False, dtype=str)
+    whole[:-1].assign(device="First").to_csv(tmp_path / "first.csv", index=False)
+    run.page([tmp_path / "first.csv", EXAMPLES / "features.csv"], page)
+    text, last = page.read_text(), whole.iloc[-1]
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {last['op']} "))
+    assert row.rstrip(" |").endswith("¹") and text.count("¹") == 2
+    assert "\nFirst, " in text and f"\n¹ {last['device']}, " in text
 
 
 def test_command_line(tmp_path):

@@ -2,14 +2,25 @@
 
 import pandas as pd
 
+MARKS = ["", "¹", "²", "³"]  # by machine
+CELL = ["metric", "op", "provider"]
 
-def page(frame: pd.DataFrame) -> str:
-    """What docs/pytorch.md says of the features."""
-    first = frame.iloc[0]
-    versions = ["torch", *(["cuda", "triton"] if first["cuda"] else [])]
-    where = ", ".join([first["device"], *(f"{name} {first[name]}" for name in versions)])
-    commit = f"{first['srmsnorm']} ({first['commit'][:12]})"
-    return "\n\n".join([*markdown(frame, False), f"{where}; srmsnorm {commit}, {first['date'][:10]}."]) + "\n"
+
+def page(frames: list[pd.DataFrame]) -> str:
+    """What docs/pytorch.md says of the features: a cell is of the first machine that has it."""
+    frame = pd.concat([frame.assign(mark=mark) for frame, mark in zip(frames, MARKS, strict=False)])
+    frame = frame.drop_duplicates(CELL)
+    machines = [f"{mark} {_machine(part)}".strip() for mark, part in frame.groupby("mark", sort=False)]
+    return "\n\n".join([*markdown(frame, False), "  \n".join(machines)]) + "\n"
+
+
+def _machine(frame: pd.DataFrame) -> str:
+    """Where and when; parts are of the last one's commit, at least as to what they found."""
+    last = frame.iloc[-1]
+    versions = ["torch", *(["cuda", "triton"] if last["cuda"] else [])]
+    where = ", ".join([last["device"], *(f"{name} {last[name]}" for name in versions)])
+    commits = ", ".join(commit[:12] for commit in dict.fromkeys(frame["commit"]))
+    return f"{where}; srmsnorm {last['srmsnorm']} ({commits}), {last['date'][:10]}."
 
 
 def markdown(frame: pd.DataFrame, published: bool) -> list[str]:
@@ -22,10 +33,14 @@ def markdown(frame: pd.DataFrame, published: bool) -> list[str]:
             cells[name].append("")
         for feature, rows in features.groupby("op", sort=False):
             cells[""].append(feature)
-            status = rows.set_index("provider")["status"]
+            by_name = {row["provider"]: row for row in rows.to_dict("records")}
             for name in candidates:
-                cells[name].append("" if name not in status.index else "yes" if status[name] == "ok" else "no")
-            failed = [name for name in candidates if status.get(name, "ok") != "ok"]
-            reasons += [f"- {feature}, {name}: `{status[name][:160].replace('`', '')}`" for name in failed]
+                cells[name].append(_word(by_name[name]) if name in by_name else "not run")
+            failed = [row for row in by_name.values() if row["status"] != "ok"]
+            reasons += [f"- {feature}, {row['provider']}: `{row['status'][:160].replace('`', '')}`" for row in failed]
     table = pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
     return [table, "What happened where it says no:\n\n" + "\n".join(reasons)] if reasons else [table]
+
+
+def _word(row: dict[str, str]) -> str:
+    return ("yes" if row["status"] == "ok" else "no") + row.get("mark", "")
