@@ -125,7 +125,9 @@ cudaError_t launch(const Call& call, Alignment alignment, int max_cluster, Launc
   auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment, max_cluster);
   auto error = launch_as<Op>(Op::args(call, hints.ahead), plan, hints.past_l2, stream);
   if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
-  cudaGetLastError();  // a part of a GPU can have too few multiprocessors side by side for the largest cluster
+  // A part of a GPU can have too few multiprocessors side by side for the largest cluster. Asked of each instance:
+  // there, two might differ, and with them the sums of calls with and without a gradient of the sum.
+  cudaGetLastError();
   return launch<Op>(call, alignment, kPortableCluster, hints, stream);
 }
 
