@@ -124,7 +124,6 @@ __device__ __forceinline__ void wait_for_copies() {
 }
 
 __device__ __forceinline__ int bytes_past_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16; }
-__device__ __forceinline__ bool is_aligned(const void* pointer) { return bytes_past_16(pointer) == 0; }
 
 // The first bytes of 16, fewer than all and a multiple of element_size; what is behind them is not touched.
 template <int element_size>
