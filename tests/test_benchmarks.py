@@ -537,7 +537,6 @@ def test_features(name, plain_memory):
     assert features.outcome(name, "srmsnorm", "cpu") == "ok"
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_feature_that_crashes_leaves_no_process_behind():
     """One that holds its output, or does not end."""
     start = "import os, subprocess, time; child = subprocess.Popen(['sleep', '600']); print(child.pid, flush=True); "
@@ -548,6 +547,7 @@ def test_a_feature_that_crashes_leaves_no_process_behind():
         features.run_alone(start + "time.sleep(600)", timeout=1)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_features_can_be_missing(monkeypatch, plain_memory):
     """A norm that is 1 % off has no feature that looks at values; what is known to be missing is found missing."""
     ours = features.CANDIDATES["srmsnorm"]()

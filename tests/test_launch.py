@@ -46,20 +46,19 @@ def check(dim, kind, options):
     assert plan["edges"] or aligned
     assert plan["shifted"] == (plan["twice"] or not in_phase) and (plan["edges"] or not plan["shifted"])
     assert plan["twice"] or threads * cluster * plan["vectors"] >= dim // plan["vector_elements"]
-    # What instances of the kernel there are.
-    backward = options.get("backward", False)
-    assert plan["vectors"] in (
-        (2,)
-        if plan["twice"]
-        else (1, 2, 3, 4)
-        if plan["shifted"]
-        else (1, 2, 3, 4, 8)
-        if cluster == 1
-        else (8,)
-        if backward
-        else (4, 8)
-    )
+    assert plan["vectors"] in instances(plan, options.get("backward", False))
     return plan
+
+
+def instances(plan, backward):
+    """The vectors of a thread for which there is a kernel."""
+    if plan["twice"]:
+        return {2}
+    if plan["shifted"]:
+        return {1, 2, 3, 4}
+    if plan["cluster"] == 1:
+        return {1, 2, 3, 4, 8}
+    return {8} if backward else {4, 8}
 
 
 @pytest.mark.parametrize(("kind", "options"), FORWARD + BACKWARD, ids=label)
