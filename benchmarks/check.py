@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from providers import EPS, Provider
+from rich.text import Text
 from torch import Tensor
 
 CHUNK = 1 << 24  # elements looked at a time: float64 temporaries stay small beside the operands
@@ -104,7 +105,7 @@ def status_of(error: Exception) -> str:
         return f"wrong: {error}"
     if isinstance(error, NotImplementedError):
         return "not offered"
-    lines = str(error).strip().splitlines()
+    lines = Text.from_ansi(str(error)).plain.strip().splitlines()  # some compilers color their errors
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 

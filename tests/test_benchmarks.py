@@ -98,6 +98,10 @@ def test_nan_is_refused():
         check.require("y", check.forward_error(y, x, None, 1))
 
 
+def test_a_status_is_one_plain_line():
+    assert check.status_of(RuntimeError("\x1b[91merror:\x1b[0m no IR\nmore")) == "RuntimeError: error: no IR"
+
+
 def test_what_fails_is_reported_and_the_run_goes_on(tmp_path, plain_memory):
     plan = Plan("cpu", tmp_path)
     providers = [WrongOutput(), Unlucky(), Eager()]
