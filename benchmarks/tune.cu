@@ -36,28 +36,27 @@ struct Candidate {
 #define VECTORS 1, 2, 3, 4, 6, 8, 12, 16
 #endif
 
-template <class Op, bool edges, bool clustered, bool kept, int... vectors>
-Kernel<Op> with_vectors(int wanted, std::integer_sequence<int, vectors...>) {
-  Kernel<Op> found = nullptr;
-  constexpr Reading kReading = kept ? Reading::Kept : Reading::Once;
-  ((vectors == wanted ? found = row_kernel<Op, vectors, edges, clustered, kReading> : nullptr), ...);
-  return found;
+template <class Op, bool flat, Reading reading, int... vectors>
+Kernel<Op, flat> instance_of(const Candidate& c, std::integer_sequence<int, vectors...>) {
+  switch (sharing_of(c.cluster, c.threads)) {
+    case Sharing::Lanes:
+      return kernel_with<Op, Sharing::Lanes, flat, reading, vectors...>(c.vectors);
+    case Sharing::Warps:
+      return kernel_with<Op, Sharing::Warps, flat, reading, vectors...>(c.vectors);
+    default:
+      if constexpr (reading == Reading::Once)
+        return kernel_with<Op, Sharing::Blocks, flat, reading, vectors...>(c.vectors);
+      return nullptr;
+  }
 }
 
-template <class Op, bool edges, bool kept>
-Kernel<Op> instance_of(const Candidate& c) {
+// Null where there is none: kept in the L2 are flat rows of one block, without operands that the sum does not need.
+template <class Op, bool flat>
+Kernel<Op, flat> instance_of(const Candidate& c) {
   std::integer_sequence<int, VECTORS> all;
-  if (c.cluster == 1) return with_vectors<Op, edges, false, kept>(c.vectors, all);
-  return kept ? nullptr : with_vectors<Op, edges, true, false>(c.vectors, all);
-}
-
-// Null where there is none: kept in the L2 are whole vectors of one block, without operands that the sum does not need.
-template <class Op>
-Kernel<Op> instance_of(const Candidate& c, bool edges) {
-  if (edges) return c.kept ? nullptr : instance_of<Op, true, false>(c);
-  if constexpr (Op::kChunks.late == 0)
-    if (c.kept) return instance_of<Op, false, true>(c);
-  return c.kept ? nullptr : instance_of<Op, false, false>(c);
+  if (!c.kept) return instance_of<Op, flat, Reading::Once>(c, all);
+  if constexpr (flat && Op::kChunks.late == 0) return instance_of<Op, flat, Reading::Kept>(c, all);
+  return nullptr;
 }
 
 // ---- time
@@ -82,11 +81,12 @@ float median_us(const std::function<cudaError_t()>& call) {
 }
 
 // -1 where the launch is not possible.
-template <class Op, class Call>
-float time_of(const Call& call, const Candidate& c, bool edges) {
+template <class Op, bool flat, class Call>
+float time_of(const Call& call, const Candidate& c) {
   int64_t read_bytes = call.space.dim * sizeof(T) * Op::kChunks.all;
-  auto args = Op::args(call, launch_hints(call.space.rows, read_bytes, call.space.dim * sizeof(T)).ahead);
-  auto kernel = instance_of<Op>(c, edges);
+  auto args =
+      Op::template args<flat>(call, launch_hints(call.space.rows, read_bytes, call.space.dim * sizeof(T)).ahead);
+  auto kernel = instance_of<Op, flat>(c);
   if (!kernel) return -1;
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
@@ -108,6 +108,11 @@ float time_of(const Call& call, const Candidate& c, bool edges) {
   return us;
 }
 
+template <class Op, class Call>
+float time_of(const Call& call, const Candidate& c, bool flat) {
+  return flat ? time_of<Op, true>(call, c) : time_of<Op, false>(call, c);
+}
+
 // ---- operands: one large buffer each, rows next to each other
 
 struct Buffers {
@@ -125,21 +130,21 @@ Rows rows_of(char* data, int64_t dim) {
 }
 
 float time_of(const std::string& op, const RowSpace& space, const Buffers& b, const Candidate& c) {
-  bool edges = space.dim % (16 / sizeof(T)) != 0;
+  bool flat = space.dim % (16 / sizeof(T)) == 0;
   int64_t dim = space.dim;
   if (op[0] == 'f') {
     ForwardArgs args{space, 1e-6, rows_of<T>(b.read[0], dim), {}, rows_of<T>(b.written[0], dim)};
-    if (op == "forward") return time_of<Forward<T, void>>(args, c, edges);
+    if (op == "forward") return time_of<Forward<T, void>>(args, c, flat);
     args.residual = rows_of<S>(b.read[1], dim);
     if (op == "forward,sum") args.sum = rows_of<S>(b.written[1], dim);
-    return time_of<Forward<T, S>>(args, c, edges);
+    return time_of<Forward<T, S>>(args, c, flat);
   }
   BackwardArgs args{space, rows_of<T>(b.read[0], dim), rows_of<T>(b.read[1], dim), {b.rstd, DType::Float, {1}}};
   args.grad_input = rows_of<T>(b.written[0], dim);
   if (sizeof(S) != sizeof(T)) args.grad_residual = rows_of<S>(b.written[1], dim);
-  if (op == "backward") return time_of<Backward<T, S, false>>(args, c, edges);
+  if (op == "backward") return time_of<Backward<T, S, false>>(args, c, flat);
   args.grad_sum = rows_of<S>(b.read[2], dim);
-  return time_of<Backward<T, S, true>>(args, c, edges);
+  return time_of<Backward<T, S, true>>(args, c, flat);
 }
 
 // ---- candidates

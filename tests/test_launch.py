@@ -181,11 +181,13 @@ INSTANCES = """
 using namespace srmsnorm;
 using F = Forward<__nv_bfloat16, float>;
 using B = Backward<__nv_bfloat16, float, true>;
-template __global__ void srmsnorm::row_kernel<F, 2, true, false, Reading::Once>(const __grid_constant__ F::Args);
-template __global__ void srmsnorm::row_kernel<F, 4, false, false, Reading::Kept>(const __grid_constant__ F::Args);
-template __global__ void srmsnorm::row_kernel<F, 2, true, false, Reading::Shifted>(const __grid_constant__ F::Args);
-template __global__ void srmsnorm::row_kernel<B, 8, true, true, Reading::Once>(const __grid_constant__ B::Args);
-template __global__ void srmsnorm::row_kernel<B, 2, true, true, Reading::Twice>(const __grid_constant__ B::Args);
+#define INSTANCE(Op, flat, ...) \\
+  template __global__ void srmsnorm::row_kernel<Op, __VA_ARGS__>(const __grid_constant__ Op::Args<flat>)
+INSTANCE(F, false, 2, Sharing::Lanes, false, Reading::Once);
+INSTANCE(F, true, 4, Sharing::Warps, true, Reading::Kept);
+INSTANCE(F, false, 2, Sharing::Warps, false, Reading::Shifted);
+INSTANCE(B, true, 8, Sharing::Blocks, true, Reading::Once);
+INSTANCE(B, false, 2, Sharing::Blocks, false, Reading::Twice);
 """
 
 

@@ -9,8 +9,12 @@ template <class T, class S, bool has_sum>
 struct Backward {
   using Element = T;
   using Accumulator = accumulate_t<T>;
-  using Args = KernelArgs<6, Accumulator>;
   static constexpr bool kMixed = !std::is_same_v<T, S>;  // else both inputs get the one gradient
+  // Operands: grad_output, output, rstd, (grad_sum,) grad_input, (grad_residual).
+  static constexpr int kRstd = 2, kGradSum = 3, kGradInput = 3 + has_sum, kGradResidual = kGradInput + 1,
+                       kOperands = kGradInput + 1 + kMixed;
+  template <bool flat>
+  using Args = KernelArgs<flat, kRstd, kOperands, Accumulator>;
   static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(S);
   static constexpr Chunks kChunks = backward_chunks(sizeof(T), has_sum ? sizeof(S) : 0);
 
@@ -25,34 +29,43 @@ struct Backward {
   const S* grad_sum;
   T* grad_input;
   S* grad_residual;
-  const Accumulator* rstd;
   bool writes_input = true, writes_residual = true;  // not every call needs both
   Accumulator r, mean;
 
-  static Args args(const BackwardArgs& call, int ahead) {
-    return kernel_args<Accumulator>(call.space, 0, ahead, call.grad_output, call.output, call.rstd, call.grad_sum,
-                                    call.grad_input, call.grad_residual);
+  template <bool flat>
+  static Args<flat> args(const BackwardArgs& call, int ahead) {
+    auto with = [&](const auto&... operands) {
+      return kernel_args<Args<flat>>(call.space, 0, ahead, call.grad_output, call.output, call.rstd, operands...);
+    };
+    if constexpr (has_sum && kMixed)
+      return with(call.grad_sum, call.grad_input, call.grad_residual);
+    else if constexpr (has_sum)
+      return with(call.grad_sum, call.grad_input);
+    else if constexpr (kMixed)
+      return with(call.grad_input, call.grad_residual);
+    else
+      return with(call.grad_input);
   }
 
+  template <class Args>
   __device__ __forceinline__ Backward(const Args& args, int64_t row) {
-    RowOffsets<Args, 0, 4> offset(args, row);
+    RowOffsets<Args, 0, kGradInput> offset(args, row);
     grad_output = offset.template in<const T>(args, 0);
     output = offset.template in<const T>(args, 1);
-    rstd = offset.template in<const Accumulator>(args, 2);
-    if constexpr (has_sum) grad_sum = offset.template in<const S>(args, 3);
+    if constexpr (has_sum) grad_sum = offset.template in<const S>(args, kGradSum);
   }
 
-  __device__ __forceinline__ void open_results(const Args& args, int64_t row) {
-    RowOffsets<Args, 4, 6> offset(args, row);
-    grad_input = offset.template in<T>(args, 4);
+  template <class Args>
+  __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
+    RowOffsets<Args, kRstd, kOperands> offset(args, row);
+    r = *offset.template in<const Accumulator>(args, kRstd);
+    grad_input = offset.template in<T>(args, kGradInput);
     if constexpr (kMixed) {
-      grad_residual = offset.template in<S>(args, 5);
-      writes_input = args.of[4].data;
-      writes_residual = args.of[5].data;
+      grad_residual = offset.template in<S>(args, kGradResidual);
+      writes_input = args.of(kGradInput).data;
+      writes_residual = args.of(kGradResidual).data;
     }
   }
-
-  __device__ __forceinline__ void load_row() { r = *rstd; }
 
   __device__ __forceinline__ const T* begin() const { return output; }
 
@@ -75,9 +88,13 @@ struct Backward {
     return dot(y, g);
   }
 
-  __device__ __forceinline__ void finish(Accumulator total, const Args& args) { mean = total * args.inverse_dim; }
+  template <class Args>
+  __device__ __forceinline__ void finish(Accumulator total, const Args& args) {
+    mean = total * args.inverse_dim;
+  }
 
-  __device__ __forceinline__ void store_row() const {}
+  template <class Args>
+  __device__ __forceinline__ void store_row(const Args&, int64_t) const {}
 
   template <int N, bool shifted, class F>
   __device__ __forceinline__ void store(const Pieces<N, shifted>& held, F f) const {

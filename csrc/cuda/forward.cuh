@@ -19,8 +19,11 @@ template <class T, class R>
 struct Forward {
   using Element = T;
   using Accumulator = accumulate_t<T>;
-  using Args = KernelArgs<5, Accumulator>;
   static constexpr bool kResidual = !std::is_void_v<R>;
+  // Operands: input, (residual,) output, (sum,) rstd.
+  static constexpr int kOutput = 1 + kResidual, kSum = kOutput + 1, kRstd = kSum + kResidual;
+  template <bool flat>
+  using Args = KernelArgs<flat, kOutput, kRstd + 1, Accumulator>;
   using Residual = std::conditional_t<kResidual, R, T>;
   static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(Residual);
   static constexpr Chunks kChunks = forward_chunks(sizeof(T), kResidual ? sizeof(Residual) : 0);
@@ -35,31 +38,37 @@ struct Forward {
   const Residual* residual;
   T* output;
   Residual* sum;
-  Accumulator* rstd;
   bool writes_sum, writes_rstd;
-  Accumulator r;
+  Accumulator mean, r;
 
-  static Args args(const ForwardArgs& call, int ahead) {
-    return kernel_args<Accumulator>(call.space, call.eps, ahead, call.input, call.residual, call.output, call.sum,
-                                    call.rstd);
+  template <bool flat>
+  static Args<flat> args(const ForwardArgs& call, int ahead) {
+    auto with = [&](const auto&... operands) {
+      return kernel_args<Args<flat>>(call.space, call.eps, ahead, operands...);
+    };
+    if constexpr (kResidual)
+      return with(call.input, call.residual, call.output, call.sum, call.rstd);
+    else
+      return with(call.input, call.output, call.rstd);
   }
 
+  template <class Args>
   __device__ __forceinline__ Forward(const Args& args, int64_t row) {
-    RowOffsets<Args, 0, 2> offset(args, row);
+    RowOffsets<Args, 0, kOutput> offset(args, row);
     input = offset.template in<const T>(args, 0);
     if constexpr (kResidual) residual = offset.template in<const Residual>(args, 1);
   }
 
-  __device__ __forceinline__ void open_results(const Args& args, int64_t row) {
-    RowOffsets<Args, 2, 5> offset(args, row);
-    output = offset.template in<T>(args, 2);
-    if constexpr (kResidual) sum = offset.template in<Residual>(args, 3);
-    rstd = offset.template in<Accumulator>(args, 4);
-    writes_sum = args.of[3].data;
-    writes_rstd = args.of[4].data;
+  template <class Args>
+  __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
+    RowOffsets<Args, kOutput, kRstd> offset(args, row);
+    output = offset.template in<T>(args, kOutput);
+    writes_rstd = args.of(kRstd).data;
+    if constexpr (kResidual) {
+      sum = offset.template in<Residual>(args, kSum);
+      writes_sum = args.of(kSum).data;
+    }
   }
-
-  __device__ __forceinline__ void load_row() {}
 
   __device__ __forceinline__ const T* begin() const { return input; }
 
@@ -90,12 +99,20 @@ struct Forward {
     return dot(h, h);
   }
 
+  template <class Args>
   __device__ __forceinline__ void finish(Accumulator total, const Args& args) {
-    r = reciprocal_root(fma(total, args.inverse_dim, args.eps));
+    mean = fma(total, args.inverse_dim, args.eps);
+    if constexpr (sizeof(T) == 2)
+      r = rsqrtf(mean);  // 2 ulp of float are nothing in 16 bits: 64 x 16384 with residual 4.58 us, with the step 4.75
+    else
+      r = reciprocal_root(mean);
   }
 
-  __device__ __forceinline__ void store_row() const {
-    if (writes_rstd) *rstd = r;
+  template <class Args>
+  __device__ __forceinline__ void store_row(const Args& args, int64_t row) const {
+    if (!writes_rstd) return;
+    RowOffsets<Args, kRstd, kRstd + 1> offset(args, row);
+    *offset.template in<Accumulator>(args, kRstd) = reciprocal_root(mean);
   }
 
   template <int N, bool shifted, class F>

@@ -22,6 +22,13 @@ struct LaunchPlan {
   bool edges;    // rows may begin or end inside a vector
 };
 
+// Which threads share a row: lanes of a warp, the warps of a block, or the blocks of a cluster.
+enum class Sharing { Lanes, Warps, Blocks };
+
+constexpr Sharing sharing_of(int cluster, int threads_per_row) {
+  return cluster > 1 ? Sharing::Blocks : threads_per_row > 32 ? Sharing::Warps : Sharing::Lanes;
+}
+
 // How the rows of a call lie in memory: all begin and end at multiples of 16 bytes; all operands are as many elements
 // past one; anything else.
 enum class Alignment { Whole, InPhase, Any };

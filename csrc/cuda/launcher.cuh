@@ -37,64 +37,59 @@ Alignment alignment_of(const RowSpace& space, const Rows& first, const Operands&
   return (in_phase(space, others, &first) && ...) ? Alignment::InPhase : Alignment::Any;
 }
 
-template <class Op>
-using Kernel = void (*)(typename Op::Args);
+template <class Op, bool flat>
+using Kernel = void (*)(typename Op::template Args<flat>);
+
+template <class Op, Sharing sharing, bool flat, Reading reading, int... vectors>
+Kernel<Op, flat> kernel_with(int wanted) {
+  Kernel<Op, flat> found = nullptr;
+  ((vectors == wanted ? found = row_kernel<Op, vectors, sharing, flat, reading> : nullptr), ...);
+  return found;
+}
 
 // Two and four vectors of one block are what gains from being kept, and one and three where float stands beside 16 bits
 // (3 %); a cluster's reads are prefetched instead.
-template <class Op, bool edges, Reading kept>
-Kernel<Op> kernel_held_in_registers(const LaunchPlan& plan) {
-  if constexpr (!Op::kChunks.backward)
-    if (plan.cluster > 1 && plan.vectors == 4) return row_kernel<Op, 4, edges, true, Reading::Once>;
-  if (plan.cluster > 1) return plan.vectors == 8 ? row_kernel<Op, 8, edges, true, Reading::Once> : nullptr;
+template <class Op, bool flat, Reading kept>
+Kernel<Op, flat> kernel_in_registers(const LaunchPlan& plan) {
   constexpr Reading kFew = Op::kBesideSize > sizeof(typename Op::Element) ? kept : Reading::Once;
-  switch (plan.vectors) {
-    case 1:
-      return row_kernel<Op, 1, edges, false, kFew>;
-    case 2:
-      return row_kernel<Op, 2, edges, false, kept>;
-    case 3:
-      return row_kernel<Op, 3, edges, false, kFew>;
-    case 4:
-      return row_kernel<Op, 4, edges, false, kept>;
-    case 8:
-      return row_kernel<Op, 8, edges, false, Reading::Once>;
+  switch (sharing_of(plan.cluster, plan.threads_per_row)) {
+    case Sharing::Lanes:
+      return plan.vectors == 2 ? kernel_with<Op, Sharing::Lanes, flat, kept, 2>(2)
+                               : kernel_with<Op, Sharing::Lanes, flat, kFew, 1, 3>(plan.vectors);
+    case Sharing::Warps:
+      return plan.vectors == 8 ? kernel_with<Op, Sharing::Warps, flat, Reading::Once, 8>(8)
+                               : kernel_with<Op, Sharing::Warps, flat, kept, 2, 4>(plan.vectors);
+    default:
+      if constexpr (Op::kChunks.backward)
+        return kernel_with<Op, Sharing::Blocks, flat, Reading::Once, 8>(plan.vectors);
+      else
+        return kernel_with<Op, Sharing::Blocks, flat, Reading::Once, 4, 8>(plan.vectors);
   }
-  return nullptr;
 }
 
 template <class Op>
-Kernel<Op> kernel_shifted(const LaunchPlan& plan) {
-  switch (plan.vectors) {
-    case 1:
-      return row_kernel<Op, 1, true, false, Reading::Shifted>;
-    case 2:
-      return row_kernel<Op, 2, true, false, Reading::Shifted>;
-    case 3:
-      return row_kernel<Op, 3, true, false, Reading::Shifted>;
-    case 4:
-      return row_kernel<Op, 4, true, false, Reading::Shifted>;
-  }
-  return nullptr;
-}
-
-template <class Op>
-Kernel<Op> kernel_of(const LaunchPlan& plan, bool kept) {
-  if (plan.twice)
-    return plan.cluster > 1 ? row_kernel<Op, kTwiceVectors, true, true, Reading::Twice>
-                            : row_kernel<Op, kTwiceVectors, true, false, Reading::Twice>;
-  if (plan.shifted) return kernel_shifted<Op>(plan);
-  if (plan.edges) return kernel_held_in_registers<Op, true, Reading::Once>(plan);
+Kernel<Op, true> flat_kernel(const LaunchPlan& plan, bool kept) {
   if constexpr (Op::kChunks.late == 0)  // a gradient of the sum gains nothing
-    if (kept) return kernel_held_in_registers<Op, false, Reading::Kept>(plan);
-  return kernel_held_in_registers<Op, false, Reading::Once>(plan);
+    if (kept) return kernel_in_registers<Op, true, Reading::Kept>(plan);
+  return kernel_in_registers<Op, true, Reading::Once>(plan);
 }
 
 template <class Op>
-cudaError_t launch_as(const typename Op::Args& args, const LaunchPlan& plan, bool kept, cudaStream_t stream) {
+Kernel<Op, false> any_kernel(const LaunchPlan& plan) {
+  constexpr int twice = kTwiceVectors;
+  if (plan.twice)
+    return plan.cluster > 1 ? kernel_with<Op, Sharing::Blocks, false, Reading::Twice, twice>(twice)
+                            : kernel_with<Op, Sharing::Warps, false, Reading::Twice, twice>(twice);
+  if (!plan.shifted) return kernel_in_registers<Op, false, Reading::Once>(plan);
+  return sharing_of(1, plan.threads_per_row) == Sharing::Lanes
+             ? kernel_with<Op, Sharing::Lanes, false, Reading::Shifted, 1, 2, 3>(plan.vectors)
+             : kernel_with<Op, Sharing::Warps, false, Reading::Shifted, 2, 4>(plan.vectors);
+}
+
+template <class Op, class Args>
+cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& plan, cudaStream_t stream) {
   int64_t blocks = (args.rows + plan.rows_per_block - 1) / plan.rows_per_block * plan.cluster;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  auto kernel = kernel_of<Op>(plan, kept);
   if (plan.cluster > kPortableCluster)
     if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) return error;
 
@@ -123,7 +118,12 @@ cudaError_t launch_as(const typename Op::Args& args, const LaunchPlan& plan, boo
 template <class Op, class Call>
 cudaError_t launch(const Call& call, Alignment alignment, int max_cluster, LaunchHints hints, cudaStream_t stream) {
   auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment, max_cluster);
-  auto error = launch_as<Op>(Op::args(call, hints.ahead), plan, hints.past_l2, stream);
+  auto launched = [&](auto kernel, const auto& args) { return launch_as<Op>(kernel, args, plan, stream); };
+  cudaError_t error;
+  if (plan.edges || call.space.levels > 1)
+    error = launched(any_kernel<Op>(plan), Op::template args<false>(call, hints.ahead));
+  else
+    error = launched(flat_kernel<Op>(plan, hints.past_l2), Op::template args<true>(call, hints.ahead));
   if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
   // A part of a GPU can have too few multiprocessors side by side for the largest cluster. Asked of each instance:
   // there, two might differ, and with them the sums of calls with and without a gradient of the sum.

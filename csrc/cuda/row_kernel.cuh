@@ -2,20 +2,19 @@
 //
 // An Op is what one thread does with the pieces of its row; forward.cuh and backward.cuh have one each:
 // clang-format off
-//   Args, Element, Accumulator  Args is a KernelArgs
+//   Element, Accumulator, Args<flat>  Args is a KernelArgs
 //   kElements, kChunks          of a vector: its elements, and what is read for it
 //   kBesideSize                 bytes of an element of residual and sum
 //   Pieces<N, shifted>          what is held of N elements of the row, by operand; shifted: not as begin() lies
 //   Op(args, row index)         pointers to the row in the operands that are read
-//   open_results(args, row index)  and in those that are written
-//   load_row()                  what is read once a row
+//   open_rest(args, row index)  and in those that are written; what is read once a row
 //   begin()                     the operand whose address decides how the row is cut
 //   each(pieces, f)             f(vector, pointer to its row) for every operand that the sum needs
 //   each_late(pieces, f)        the same for those that it does not
 //   term(pieces)                their part of the sum
 //   finish(sum, args)           the row's scalars
 //   store(pieces, f)            f(vector, pointer to its row) for every result
-//   store_row()                 what there is once a row
+//   store_row(args, row index)  what there is once a row
 // clang-format on
 #pragma once
 #include "cluster.cuh"
@@ -31,11 +30,17 @@ struct RowOffsets {
   int64_t of[end - first];
 
   __device__ __forceinline__ RowOffsets(const Args& args, int64_t row) {
-    if (args.levels == 1) {
-#pragma unroll
-      for (int i = first; i < end; i++) of[i - first] = row * args.of[i].stride;
-      return;
+    if constexpr (!Args::kFlat) {
+      if (args.levels > 1) {
+        by_level(args, row);
+        return;
+      }
     }
+#pragma unroll
+    for (int i = first; i < end; i++) of[i - first] = row * args.of(i).stride;
+  }
+
+  __device__ __forceinline__ void by_level(const Args& args, int64_t row) {
 #pragma unroll
     for (int i = first; i < end; i++) of[i - first] = 0;
     uint32_t rest = static_cast<uint32_t>(row);
@@ -54,21 +59,21 @@ struct RowOffsets {
   // for one.
   template <class T>
   __device__ __forceinline__ T* in(const Args& args, int i) const {
-    T* row = static_cast<T*>(args.of[i].data) + of[i - first];
+    T* row = static_cast<T*>(args.of(i).data) + of[i - first];
     asm("" : "+l"(row));
     __builtin_assume(__isGlobal(row));
     return row;
   }
 };
 
-// The threads that share a row: blockDim.x of each block (a part of a warp, or whole warps), of one block or of a
-// cluster. T: what they sum.
-template <class T, bool clustered>
+// The threads that share a row: blockDim.x of each block. T: what they sum; most: the largest blockDim.x.
+template <class T, Sharing sharing, int most>
 struct RowGroup {
+  static constexpr bool kClustered = sharing == Sharing::Blocks;
   int blocks = 1, rank = 0;  // kept: reading them from the hardware again for each vector costs more than the load
 
   __device__ __forceinline__ RowGroup() {
-    if constexpr (clustered) {
+    if constexpr (kClustered) {
       blocks = cluster_blocks();
       rank = cluster_rank();
       shared_exchange<T>().open();
@@ -78,8 +83,8 @@ struct RowGroup {
   __device__ __forceinline__ int size() const { return blocks * blockDim.x; }
   __device__ __forceinline__ int thread() const { return rank * blockDim.x + threadIdx.x; }
   __device__ __forceinline__ int64_t row() const {
-    if constexpr (clustered) return blockIdx.x / blocks;
-    return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+    if constexpr (sharing == Sharing::Lanes) return static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+    return kClustered ? blockIdx.x / blocks : blockIdx.x;
   }
 
   // The sum over the row's threads, in an order that the group's size alone decides. Called once.
@@ -87,38 +92,35 @@ struct RowGroup {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
       T other = __shfl_xor_sync(~0u, value, offset);
-      if (offset < blockDim.x) value += other;
+      if (sharing != Sharing::Lanes || offset < blockDim.x) value += other;
     }
-    if (blockDim.x > 32) value = sum_over_warps(value);
-    if constexpr (clustered) value = sum_of<2>(shared_exchange<T>().all(value, blocks, rank), blocks);
+    if constexpr (sharing != Sharing::Lanes) value = sum_over_warps(value);
+    if constexpr (kClustered) value = sum_over_blocks(shared_exchange<T>().all(value, blocks, rank));
     return value;
   }
 
  private:
-  static constexpr int kMost = 16;  // warps in a block, blocks in a cluster
-  static_assert(kMostThreads / 32 <= kMost && kMaxCluster <= kMost);
+  static constexpr int kWarps = most / 32;
+  static_assert(kWarps <= 16);
 
+  // Zeros fill the places of warps that there are not: all terms are added without asking.
   static __device__ __forceinline__ T sum_over_warps(T value) {
-    __shared__ __align__(16) T of_warp[kMost];
-    int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    bool behind = warp == warps - 1 && warp + lane < (warps + 3) / 4 * 4;
-    if (lane == 0 || behind) of_warp[warp + lane] = lane == 0 ? value : T();
+    __shared__ __align__(16) T of_warp[kWarps];
+    int lane = threadIdx.x % 32, place = threadIdx.x / 32 + lane * (blockDim.x / 32);
+    if (place < kWarps) of_warp[place] = lane == 0 ? value : T();
     __syncthreads();
-    return sum_of<4>(of_warp, warps);
+    return sum_by_halves<kWarps>(of_warp);
   }
 
-  // By halves, in every thread: one after the other, many terms err by 2 ulp of rstd. Terms come in whole groups of
-  // `together`: zeros fill up the last one, and a cluster is a power of two.
-  template <int together>
-  static __device__ __forceinline__ T sum_of(const T* terms, int count) {
-    constexpr int kSums = kMost / together;
-    T sums[kSums];
+  // A cluster is a power of two.
+  __device__ __forceinline__ T sum_over_blocks(const T* of_block) const {
+    T pairs[kMaxCluster / 2];
 #pragma unroll
-    for (int i = 0; i < kSums; i++)
-      sums[i] = together * i < count ? sum_by_halves<together>(terms + together * i) : T();
-    return sum_by_halves<kSums>(sums);
+    for (int i = 0; i < kMaxCluster / 2; i++) pairs[i] = 2 * i < blocks ? sum_by_halves<2>(of_block + 2 * i) : T();
+    return sum_by_halves<kMaxCluster / 2>(pairs);
   }
 
+  // In every thread; one after the other, many terms err by 2 ulp of rstd.
   template <int count>
   static __device__ __forceinline__ T sum_by_halves(const T* terms) {
     if constexpr (count == 1)
@@ -139,7 +141,7 @@ struct Cut {
       Index before = (16 - bytes_past_16(row)) % 16 / sizeof(typename Op::Element);
       head = before < dim ? before : dim;
     }
-    vectors = (dim - head) / N;
+    vectors = static_cast<std::make_unsigned_t<Index>>(dim - head) / N;
     tail = head + vectors * N;
   }
 
@@ -262,6 +264,7 @@ struct Tile {
   template <class Cut, class Index>
   static __device__ __forceinline__ auto store_at(const Cut& cut, Index vector) {
     return [&cut, vector](const auto& from, auto row) {
+      __builtin_assume(__isGlobal(row));
       if constexpr (kShifted)
         from.store_shifted(row + (cut.head + vector * N), bytes_past_16(row + cut.head), place_of(cut, vector));
       else
@@ -301,31 +304,32 @@ __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64
 }
 
 // Blocks on a multiprocessor that the compiler is told to allow for; 0: left to it. nvcc 13.0 spilled a word or two to
-// have more of them in six of these instances (sm_90); told one, in none.
-template <class Op, bool edges, Reading reading>
+// have more of them in some of these instances (sm_90); told one, in none.
+template <class Op, bool flat, Reading reading>
 constexpr int min_blocks() {
-  bool spills = Op::kBesideSize == 8 ? edges && reading == Reading::Once : Op::kBesideSize == 4 && kIsShifted<reading>;
-  return spills ? 1 : 0;
+  return !flat && (Op::kBesideSize >= 4 || reading == Reading::Twice) ? 1 : 0;
 }
 
-// edges: rows may begin or end inside 16 aligned bytes. However a row is read, it is summed in the same order.
-// Why the memory likes rows that are kept is not known: dim 1024 to 16384 0.6 to 1.2 % faster, for operands that do not
-// fit the L2. Not released, the lines would stay and cost the next kernel: ten passes over 40 MB after a norm 135 us,
-// released 71, without the hint 70.
-template <class Op, int vectors, bool edges, bool clustered, Reading reading>
-__global__ void __launch_bounds__(max_threads(Op::kChunks.all - (clustered ? Op::kChunks.late : 0), vectors,
-                                              reading == Reading::Twice),
-                                  min_blocks<Op, edges, reading>())
-    row_kernel(const __grid_constant__ typename Op::Args args) {
-  constexpr bool twice = reading == Reading::Twice;
+template <class Op, int vectors, Sharing sharing, Reading reading>
+constexpr int kMostThreadsOf = max_threads(Op::kChunks.all - (sharing == Sharing::Blocks ? Op::kChunks.late : 0),
+                                           vectors, reading == Reading::Twice);
+
+// flat: rows in one level that begin and end at 16 bytes; else they may lie anywhere, which takes levels and edges. Few
+// rows wait for every instruction (1 x 4096 1.30 us, with levels and edges 1.43). However a row is read, it is summed
+// in the same order. Why the memory likes rows that are kept is not known: dim 1024 to 16384 0.6 to 1.2 % faster, for
+// operands that do not fit the L2. Not released, the lines would stay and cost the next kernel: ten passes over 40 MB
+// after a norm 135 us, released 71, without the hint 70.
+template <class Op, int vectors, Sharing sharing, bool flat, Reading reading>
+__global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>, min_blocks<Op, flat, reading>())
+    row_kernel(const __grid_constant__ typename Op::template Args<flat> args) {
+  constexpr bool twice = reading == Reading::Twice, clustered = sharing == Sharing::Blocks, edges = !flat;
   static_assert(edges || !kIsShifted<reading>, "operands that lie differently do not all begin at 16 bytes");
-  static_assert(reading != Reading::Kept || Op::kChunks.late == 0,
-                "release knows nothing of what the sum does not need");
+  static_assert(reading != Reading::Kept || (flat && Op::kChunks.late == 0),
+                "release knows nothing of edges and of what the sum does not need");
   using Index = std::conditional_t<twice, int64_t, int>;  // a row that fits registers has no 2^31 elements
-  const RowGroup<typename Op::Accumulator, clustered> group;
+  const RowGroup<typename Op::Accumulator, sharing, kMostThreadsOf<Op, vectors, sharing, reading>> group;
   const int64_t row = group.row();
-  constexpr bool kOneRow = clustered || vectors >= 4;  // in a block, as the plan has it
-  const bool active = kOneRow || row < args.rows;      // the others still take part in the sum
+  const bool active = sharing != Sharing::Lanes || row < args.rows;  // the others still take part in the sum
   const Index dim = active ? args.dim : 0, thread = group.thread(), threads = group.size();
   const int64_t readable = active ? row : 0;
   Op op(args, readable);
@@ -333,13 +337,12 @@ __global__ void __launch_bounds__(max_threads(Op::kChunks.all - (clustered ? Op:
   constexpr bool staged = clustered && !twice && Op::kChunks.late > 0;
   Tile<Op, vectors, reading, staged> tile;
 
-  op.load_row();
   typename Op::Accumulator total = 0;
   auto add_edges = [&] {
     if constexpr (edges) cut.each_edge(thread, threads, [&](Index i) { total += op.term(Element<Op>(op, i).held); });
   };
   if constexpr (twice) {
-    op.open_results(args, readable);
+    op.open_rest(args, readable);
     add_edges();
     for (Index start = thread; start < cut.vectors; start += vectors * threads) {
       tile.load(op, cut, start, threads);
@@ -350,7 +353,10 @@ __global__ void __launch_bounds__(max_threads(Op::kChunks.all - (clustered ? Op:
     tile.load(op, cut, thread, threads);
     if constexpr (clustered)
       if (threadIdx.x == 0 && row + args.ahead < args.rows) prefetch(Op(args, row + args.ahead), group, args.dim);
-    op.open_results(args, readable);  // while the loads are on their way: these arguments are cold too
+    // While the loads are on their way: these arguments are cold too, and the branch keeps them from being asked for
+    // before the loads (64 x 16384 with residual: 4.43 us for 4.57). Who has no row stores nothing and needs no
+    // pointers.
+    if (dim > 0) op.open_rest(args, readable);
     add_edges();
     // The branch, always taken, keeps all loads before it: else some wait until others are summed, which saves
     // registers and costs time (dim 28672 with residual: 0.88 of the roof for 1.00). Few vectors need none (1 x 4096
@@ -362,7 +368,6 @@ __global__ void __launch_bounds__(max_threads(Op::kChunks.all - (clustered ? Op:
     tile.stay_packed(op);
   }
   op.finish(group.sum(total), args);
-  if (active && thread == 0) op.store_row();
   if constexpr (twice) {
     for (Index done = 0; done < cut.vectors; done += vectors * threads) {  // by all lanes, as shifted stores want it
       tile.load(op, cut, done + thread, threads);
@@ -374,8 +379,12 @@ __global__ void __launch_bounds__(max_threads(Op::kChunks.all - (clustered ? Op:
   }
   if constexpr (edges)
     cut.each_edge(thread, threads, [&](Index i) {
-      op.store(Element<Op>(op, i).held, [&](const auto& from, auto row) { from.store(row + i); });
+      op.store(Element<Op>(op, i).held, [&](const auto& from, auto row) {
+        __builtin_assume(__isGlobal(row));
+        from.store(row + i);
+      });
     });
+  if (active && thread == 0) op.store_row(args, row);
 }
 
 }  // namespace srmsnorm
