@@ -16,6 +16,7 @@ struct Backward {
   template <bool flat>
   using Args = KernelArgs<flat, kRstd, kOperands, Accumulator>;
   static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(S);
+  static constexpr bool kCombines = false;  // wide, y and the gradient take twice the registers
   static constexpr Chunks kChunks = backward_chunks(sizeof(T), has_sum ? sizeof(S) : 0);
 
   template <int N, bool shifted>
@@ -79,6 +80,9 @@ struct Backward {
   __device__ __forceinline__ void each_late(Pieces<N, shifted>& held, F f) const {
     if constexpr (has_sum) f(held.grad_sum, grad_sum);
   }
+
+  template <int N, bool shifted>
+  __device__ __forceinline__ void combine(Pieces<N, shifted>&) const {}
 
   template <int N, bool shifted>
   __device__ __forceinline__ Accumulator term(const Pieces<N, shifted>& held) const {

@@ -11,6 +11,7 @@
 //   begin()                     the operand whose address decides how the row is cut
 //   each(pieces, f)             f(vector, pointer to its row) for every operand that the sum needs
 //   each_late(pieces, f)        the same for those that it does not
+//   combine(pieces)             what is made of them once and held in their place (kCombines), or nothing
 //   term(pieces)                their part of the sum
 //   finish(sum, args)           the row's scalars
 //   store(pieces, f)            f(vector, pointer to its row) for every result
@@ -145,6 +146,12 @@ struct Cut {
     tail = head + vectors * N;
   }
 
+  // Of an operand. Counted in vectors: in elements, each access takes a shift more.
+  template <class T>
+  __device__ __forceinline__ T* at(T* row, Index vector) const {
+    return reinterpret_cast<T(*)[N]>(row + head)[vector];
+  }
+
   template <class F>
   __device__ __forceinline__ void each_edge(Index thread, Index threads, F f) const {
     Index between = tail - head;  // one loop for both edges: their loads wait for memory once
@@ -184,7 +191,7 @@ struct Tile {
       if constexpr (staged) {
         Index of_warp = vector - lane_in_row();
         op.each_late(held[i], [&](auto& to, auto row) {
-          to.start_copies(stage(i), row + (cut.head + of_warp * N), cut.vectors - of_warp);
+          to.start_copies(stage(i), cut.at(row, of_warp), cut.vectors - of_warp);
         });
       }
     }
@@ -197,20 +204,24 @@ struct Tile {
     return total;
   }
 
+  // What has been loaded, ready for use.
   template <class Cut>
-  __device__ __forceinline__ void put_in_place(const Op& op, const Cut& cut) {
-    if constexpr (kShifted) {
-      auto put = [&](auto& vector, auto row) { vector.put_in_place(bytes_past_16(row + cut.head)); };
+  __device__ __forceinline__ void prepare(const Op& op, const Cut& cut) {
+    auto put = [&](auto& vector, auto row) { vector.put_in_place(bytes_past_16(row + cut.head)); };
 #pragma unroll
-      for (int i = 0; i < vectors; i++) op.each(held[i], put), op.each_late(held[i], put);
+    for (int i = 0; i < vectors; i++) {
+      if constexpr (kShifted) op.each(held[i], put), op.each_late(held[i], put);
+      op.combine(held[i]);
     }
   }
 
   __device__ __forceinline__ void stay_packed(const Op& op) {
+    if constexpr (!Op::kCombines) {
 #pragma unroll
-    for (int i = 0; i < vectors; i++) {
-      op.each(held[i], [](auto& vector, auto) { vector.stay_packed(); });
-      if constexpr (!staged) op.each_late(held[i], [](auto& vector, auto) { vector.stay_packed(); });
+      for (int i = 0; i < vectors; i++) {
+        op.each(held[i], [](auto& vector, auto) { vector.stay_packed(); });
+        if constexpr (!staged) op.each_late(held[i], [](auto& vector, auto) { vector.stay_packed(); });
+      }
     }
   }
 
@@ -234,7 +245,7 @@ struct Tile {
     for (int i = 0; i < vectors; i++) {
       Index vector = start + i * stride;
       if (vector >= cut.vectors) continue;
-      op.each(held[i], [&](auto& of, auto row) { of.release(row + (cut.head + vector * N)); });
+      op.each(held[i], [&](auto& of, auto row) { of.release(cut.at(row, vector)); });
     }
   }
 
@@ -254,9 +265,9 @@ struct Tile {
   static __device__ __forceinline__ auto load_at(const Cut& cut, Index vector) {
     return [&cut, vector](auto& to, auto row) {
       if constexpr (kKept)
-        to.load_kept(row + (cut.head + vector * N));
+        to.load_kept(cut.at(row, vector));
       else
-        to.load(row + (cut.head + vector * N), kShifted ? bytes_past_16(row + cut.head) : 0, place_of(cut, vector));
+        to.load(cut.at(row, vector), kShifted ? bytes_past_16(row + cut.head) : 0, place_of(cut, vector));
     };
   }
 
@@ -266,9 +277,9 @@ struct Tile {
     return [&cut, vector](const auto& from, auto row) {
       __builtin_assume(__isGlobal(row));
       if constexpr (kShifted)
-        from.store_shifted(row + (cut.head + vector * N), bytes_past_16(row + cut.head), place_of(cut, vector));
+        from.store_shifted(cut.at(row, vector), bytes_past_16(row + cut.head), place_of(cut, vector));
       else
-        from.store(row + (cut.head + vector * N), place_of(cut, vector));
+        from.store(cut.at(row, vector), place_of(cut, vector));
     };
   }
 };
@@ -283,6 +294,7 @@ struct Element {
     auto load = [&](auto& to, auto row) { to.load(row + i); };
     op.each(held, load);
     op.each_late(held, load);
+    op.combine(held);
   }
 };
 
@@ -346,7 +358,7 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
     add_edges();
     for (Index start = thread; start < cut.vectors; start += vectors * threads) {
       tile.load(op, cut, start, threads);
-      tile.put_in_place(op, cut);
+      tile.prepare(op, cut);
       total = tile.sum(op, total);
     }
   } else {
@@ -362,7 +374,7 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
     // registers and costs time (dim 28672 with residual: 0.88 of the roof for 1.00). Few vectors need none (1 x 4096
     // with residual: 1.50 us for 1.60).
     if (vectors <= 3 || dim > 0) {
-      tile.put_in_place(op, cut);
+      tile.prepare(op, cut);
       total = tile.sum(op, total);
     }
     tile.stay_packed(op);
@@ -371,7 +383,7 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
   if constexpr (twice) {
     for (Index done = 0; done < cut.vectors; done += vectors * threads) {  // by all lanes, as shifted stores want it
       tile.load(op, cut, done + thread, threads);
-      tile.put_in_place(op, cut);
+      tile.prepare(op, cut);
       tile.store(op, cut, done + thread, threads);
     }
   } else {
