@@ -152,11 +152,9 @@ struct Cut {
     return reinterpret_cast<T(*)[N]>(row + head)[vector];
   }
 
-  template <class F>
-  __device__ __forceinline__ void each_edge(Index thread, Index threads, F f) const {
-    Index between = tail - head;  // one loop for both edges: their loads wait for memory once
-    for (Index i = thread; i < dim - between; i += threads) f(i < head ? i : i + between);
-  }
+  // The elements of both edges, one after the other.
+  __device__ __forceinline__ Index edge_count() const { return dim - (tail - head); }
+  __device__ __forceinline__ Index edge(Index i) const { return i < head ? i : i + (tail - head); }
 };
 
 // How a row is read: into registers, all operands cut as begin() is; the same, and kept in the L2 until the row is
@@ -284,17 +282,34 @@ struct Tile {
   }
 };
 
-// One element of a row, where it begins or ends inside a vector.
+// The elements of a row before and behind its vectors. A thread holds the first of its own; more than one it has where
+// few threads share a row, and those are read again for the result.
 template <class Op>
-struct Element {
-  typename Op::template Pieces<1, false> held;
+struct Edges {
+  using Pieces = typename Op::template Pieces<1, false>;
+  Pieces first;
 
+  template <class Cut, class Index>
+  __device__ __forceinline__ void load(const Op& op, const Cut& cut, Index thread) {
+    if (thread < cut.edge_count()) first = element(op, cut.edge(thread));
+  }
+
+  // f(pieces, index in the row) for all of this thread's, in order.
+  template <class Cut, class Index, class F>
+  __device__ __forceinline__ void each(const Op& op, const Cut& cut, Index thread, Index threads, F f) const {
+    if (thread < cut.edge_count()) f(first, cut.edge(thread));
+    for (Index i = thread + threads; i < cut.edge_count(); i += threads) f(element(op, cut.edge(i)), cut.edge(i));
+  }
+
+ private:
   template <class Index>
-  __device__ __forceinline__ Element(const Op& op, Index i) {
+  static __device__ __forceinline__ Pieces element(const Op& op, Index i) {
+    Pieces held;
     auto load = [&](auto& to, auto row) { to.load(row + i); };
     op.each(held, load);
     op.each_late(held, load);
     op.combine(held);
+    return held;
   }
 };
 
@@ -334,8 +349,8 @@ constexpr int kMostThreadsOf = max_threads(Op::kChunks.all - (sharing == Sharing
 template <class Op, int vectors, Sharing sharing, bool flat, Reading reading>
 __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>, min_blocks<Op, flat, reading>())
     row_kernel(const __grid_constant__ typename Op::template Args<flat> args) {
-  constexpr bool twice = reading == Reading::Twice, clustered = sharing == Sharing::Blocks, edges = !flat;
-  static_assert(edges || !kIsShifted<reading>, "operands that lie differently do not all begin at 16 bytes");
+  constexpr bool twice = reading == Reading::Twice, clustered = sharing == Sharing::Blocks;
+  static_assert(!flat || !kIsShifted<reading>, "operands that lie differently do not all begin at 16 bytes");
   static_assert(reading != Reading::Kept || (flat && Op::kChunks.late == 0),
                 "release knows nothing of edges and of what the sum does not need");
   using Index = std::conditional_t<twice, int64_t, int>;  // a row that fits registers has no 2^31 elements
@@ -345,13 +360,17 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
   const Index dim = active ? args.dim : 0, thread = group.thread(), threads = group.size();
   const int64_t readable = active ? row : 0;
   Op op(args, readable);
-  const Cut<Op, edges, Index> cut(op.begin(), dim);
+  const Cut<Op, !flat, Index> cut(op.begin(), dim);
   constexpr bool staged = clustered && !twice && Op::kChunks.late > 0;
   Tile<Op, vectors, reading, staged> tile;
 
   typename Op::Accumulator total = 0;
+  Edges<Op> edge;
   auto add_edges = [&] {
-    if constexpr (edges) cut.each_edge(thread, threads, [&](Index i) { total += op.term(Element<Op>(op, i).held); });
+    if constexpr (!flat) {
+      edge.load(op, cut, thread);
+      edge.each(op, cut, thread, threads, [&](const auto& held, Index) { total += op.term(held); });
+    }
   };
   if constexpr (twice) {
     op.open_rest(args, readable);
@@ -389,9 +408,9 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
   } else {
     tile.store(op, cut, thread, threads);
   }
-  if constexpr (edges)
-    cut.each_edge(thread, threads, [&](Index i) {
-      op.store(Element<Op>(op, i).held, [&](const auto& from, auto row) {
+  if constexpr (!flat)
+    edge.each(op, cut, thread, threads, [&](const auto& held, Index i) {
+      op.store(held, [&](const auto& from, auto row) {
         __builtin_assume(__isGlobal(row));
         from.store(row + i);
       });
