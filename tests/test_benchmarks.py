@@ -648,3 +648,38 @@ def triton_against_the_reference():
                 grads = torch.autograd.grad(outputs, (x, r), (g, gh)[: len(outputs)])
                 for grad in grads:
                     check.require(f"autograd {shape}", check.backward_error(grad, g, x, r, 1, grad_sum))
+
+
+def test_counters_of_the_cells_below_a_fraction(tmp_path, monkeypatch):
+    """With an ncu of one's own that prints what the real one does: a log, the header, the units, a row a kernel."""
+    import counters
+
+    sweep = tmp_path / "sweep.csv"
+    rows = [("bf16", "forward", 64, "roof", 98), ("bf16", "forward", 64, "ours", 100),
+            ("bf16", "backward", 3001, "roof", 90), ("bf16", "backward", 3001, "ours", 100)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["dtype", "op", "dim", "provider", "value"]).assign(status="ok")
+    frame.to_csv(sweep, index=False)
+    names = counters.below(sweep, 0.97)
+    assert names == ["bf16,backward,3001"]
+    cells = [counters.parse(name) for name in names]
+    assert (cells[0].rows, cells[0].dim) == (89448, 3001)
+
+    metrics = list(counters.METRICS.values())
+    values = dict.fromkeys(metrics, "1.5") | dict(
+        zip(metrics[:6], ["2,000", "85", cells[0].moved, 0, 0, 0], strict=True)
+    )
+    values[counters.STALL.format("barrier")] = "7.25"
+    lines = ["ID", *metrics], ["", *("unit" for _ in metrics)], ["0", *map(str, values.values())]
+    text = "==PROF== Connected\n" + "".join(",".join(f'"{x}"' for x in line) + "\n" for line in lines)
+    (tmp_path / "out.txt").write_text(text)
+    ncu = tmp_path / "ncu"
+    ncu.write_text(f"#!/bin/sh\ncat {tmp_path / 'out.txt'}\n")
+    ncu.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    row = counters.table(counters.watched(names), cells).iloc[0]
+    assert row["cell"] == "bf16 89448 x 3001 backward"
+    assert (row["us"], row["DRAM (% of peak)"], row["DRAM bytes / needed"]) == (2.0, 85, 1.0)
+    assert row["warps stalled per issue"].startswith("barrier 7.2")
+
+    with pytest.raises(RuntimeError, match="ncu ended with 0"):
+        counters.watched([*names, "bf16,forward,64"])
