@@ -79,14 +79,14 @@ def watched(cells: list[str]) -> pd.DataFrame:
     command = [ncu, *options, "--metrics", ",".join(METRICS.values()), sys.executable, __file__, "--launch", *cells]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = [line for line in done.stdout.splitlines(keepends=True) if line.startswith('"')]
-    if done.returncode != 0 or len(lines) < 2 + len(cells):
+    if done.returncode != 0 or len(lines) != 2 + len(cells):
         raise RuntimeError(f"ncu ended with {done.returncode}: {done.stdout[-2000:]}")
     frame = pd.read_csv(io.StringIO("".join(lines)), skiprows=[1], thousands=",")
     return frame[list(METRICS.values())].set_axis(list(METRICS), axis=1)
 
 
 def table(frame: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:
-    """Bytes and sectors as multiples of what the call must move; the two things that warps wait for longest."""
+    """Bytes and sectors as multiples of what the call must move; the two of STALLS that warps wait for longest."""
     needed = pd.Series([cell.moved for cell in cells])
     stalls = frame[STALLS].apply(
         lambda row: ", ".join(f"{name} {value:.1f}" for name, value in row.nlargest(2).items()), axis=1

@@ -167,7 +167,7 @@ std::vector<Candidate> candidates(int64_t dim, int chunks) {
       for (int block : {0, 64, 128, 256}) {  // 0: one row
         int rows = block ? block / per_row : 1;
         if (rows < 1 || (block && rows == 1) || per_row * rows % 32) continue;
-        if (rows > 1 && (per_row > 32 || held > 3 || cluster > 1)) continue;  // the kernel takes one row there
+        if (rows > 1 && (per_row > 32 || held > 3 || cluster > 1)) continue;  // the plan takes one row there
         all.push_back({per_row, rows, held, cluster, false});
         if (dim % (16 / sizeof(T)) == 0) all.push_back({per_row, rows, held, cluster, true});
       }

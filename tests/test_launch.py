@@ -51,14 +51,15 @@ def check(dim, kind, options):
 
 
 def instances(plan, backward):
-    """The vectors of a thread for which there is a kernel."""
+    """The vectors of a thread for which there is a kernel, where lanes, warps or blocks share a row."""
+    lanes = plan["threads_per_row"] <= 32
     if plan["twice"]:
-        return {2}
-    if plan["shifted"]:
-        return {1, 2, 3, 4}
-    if plan["cluster"] == 1:
-        return {1, 2, 3, 4, 8}
-    return {8} if backward else {4, 8}
+        return set() if lanes else {2}
+    if plan["cluster"] > 1:
+        return {8} if backward else {4, 8}
+    if lanes:
+        return {1, 2, 3}
+    return {2, 4} if plan["shifted"] else {2, 4, 8}
 
 
 @pytest.mark.parametrize(("kind", "options"), FORWARD + BACKWARD, ids=label)

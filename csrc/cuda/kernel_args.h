@@ -35,7 +35,7 @@ struct FlatArgs {
 };
 
 template <int first, int operands, class Accumulator>
-struct AnyArgs : FlatArgs<first, operands, Accumulator> {
+struct GeneralArgs : FlatArgs<first, operands, Accumulator> {
   static constexpr bool kFlat = false;
   int levels;
   LevelSize sizes[kMaxLevels];
@@ -44,7 +44,7 @@ struct AnyArgs : FlatArgs<first, operands, Accumulator> {
 
 template <bool flat, int first, int operands, class Accumulator>
 using KernelArgs =
-    std::conditional_t<flat, FlatArgs<first, operands, Accumulator>, AnyArgs<first, operands, Accumulator>>;
+    std::conditional_t<flat, FlatArgs<first, operands, Accumulator>, GeneralArgs<first, operands, Accumulator>>;
 
 template <class Args, class... Operands>
 Args kernel_args(const RowSpace& space, double eps, int ahead, const Operands&... operands) {

@@ -47,8 +47,8 @@ Kernel<Op, flat> kernel_with(int wanted) {
   return found;
 }
 
-// Two and four vectors of one block are what gains from being kept, and one and three where float stands beside 16 bits
-// (3 %); a cluster's reads are prefetched instead.
+// Of flat rows, two and four vectors of one block are what gains from being kept, and one and three where float stands
+// beside 16 bits (3 %); a cluster's reads are prefetched instead.
 template <class Op, bool flat, Reading kept>
 Kernel<Op, flat> kernel_in_registers(const LaunchPlan& plan) {
   constexpr Reading kFew = Op::kBesideSize > sizeof(typename Op::Element) ? kept : Reading::Once;
@@ -74,8 +74,9 @@ Kernel<Op, true> flat_kernel(const LaunchPlan& plan, bool kept) {
   return kernel_in_registers<Op, true, Reading::Once>(plan);
 }
 
+// Rows in several levels lose what being kept gains: packed qkv of dim 4096 0.97 of the roof for 1.01.
 template <class Op>
-Kernel<Op, false> any_kernel(const LaunchPlan& plan) {
+Kernel<Op, false> general_kernel(const LaunchPlan& plan) {
   constexpr int twice = kTwiceVectors;
   if (plan.twice)
     return plan.cluster > 1 ? kernel_with<Op, Sharing::Blocks, false, Reading::Twice, twice>(twice)
@@ -121,7 +122,7 @@ cudaError_t launch(const Call& call, Alignment alignment, int max_cluster, Launc
   auto launched = [&](auto kernel, const auto& args) { return launch_as<Op>(kernel, args, plan, stream); };
   cudaError_t error;
   if (plan.edges || call.space.levels > 1)
-    error = launched(any_kernel<Op>(plan), Op::template args<false>(call, hints.ahead));
+    error = launched(general_kernel<Op>(plan), Op::template args<false>(call, hints.ahead));
   else
     error = launched(flat_kernel<Op>(plan, hints.past_l2), Op::template args<true>(call, hints.ahead));
   if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;

@@ -2,7 +2,8 @@
 //
 // An Op is what one thread does with the pieces of its row; forward.cuh and backward.cuh have one each:
 // clang-format off
-//   Element, Accumulator, Args<flat>  Args is a KernelArgs
+//   Element, Accumulator        of input and output; of the sum
+//   Args<flat>, args<flat>(call, ahead)  a KernelArgs, and how it is filled
 //   kElements, kChunks          of a vector: its elements, and what is read for it
 //   kBesideSize                 bytes of an element of residual and sum
 //   Pieces<N, shifted>          what is held of N elements of the row, by operand; shifted: not as begin() lies
@@ -11,7 +12,7 @@
 //   begin()                     the operand whose address decides how the row is cut
 //   each(pieces, f)             f(vector, pointer to its row) for every operand that the sum needs
 //   each_late(pieces, f)        the same for those that it does not
-//   combine(pieces)             what is made of them once and held in their place (kCombines), or nothing
+//   kCombines, combine(pieces)  whether something is made of them once and held in their place, and what
 //   term(pieces)                their part of the sum
 //   finish(sum, args)           the row's scalars
 //   store(pieces, f)            f(vector, pointer to its row) for every result
@@ -342,10 +343,11 @@ constexpr int kMostThreadsOf = max_threads(Op::kChunks.all - (sharing == Sharing
                                            vectors, reading == Reading::Twice);
 
 // flat: rows in one level that begin and end at 16 bytes; else they may lie anywhere, which takes levels and edges. Few
-// rows wait for every instruction (1 x 4096 1.30 us, with levels and edges 1.43). However a row is read, it is summed
-// in the same order. Why the memory likes rows that are kept is not known: dim 1024 to 16384 0.6 to 1.2 % faster, for
-// operands that do not fit the L2. Not released, the lines would stay and cost the next kernel: ten passes over 40 MB
-// after a norm 135 us, released 71, without the hint 70.
+// rows wait for every instruction (1 x 4096 1.30 us, with levels and edges 1.43; few rows are timed here in a bare loop
+// of graph nodes, which takes about 0.16 us less than the benchmark's). However a row is read, it is summed in the same
+// order. Why the memory likes rows that are kept is not known: dim 1024 to 16384 0.6 to 1.2 % faster, for operands that
+// do not fit the L2. Not released, the lines would stay and cost the next kernel: ten passes over 40 MB after a norm
+// 135 us, released 71, without the hint 70.
 template <class Op, int vectors, Sharing sharing, bool flat, Reading reading>
 __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>, min_blocks<Op, flat, reading>())
     row_kernel(const __grid_constant__ typename Op::template Args<flat> args) {
