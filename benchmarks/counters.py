@@ -15,8 +15,10 @@ import pandas as pd
 import torch
 import typer
 from cells import Cell
+from operations import DTYPES
 from provenance import provenance
 from providers import Ours
+from suites import sweep
 
 STALLS = ["long_scoreboard", "lg_throttle", "barrier", "short_scoreboard", "wait", "drain", "membar"]
 STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
@@ -37,13 +39,13 @@ SECTOR = 32  # bytes
 def parse(text: str) -> Cell:
     """DTYPE,OP,DIM of the sweep, at its size."""
     dtype, op, dim = text.split(",")
-    bytes_of_element = {"fp32": 4, "fp64": 8}.get(dtype, 2)
-    return Cell("cuda", dtype, op, (1 << 29) // bytes_of_element // int(dim), int(dim))
+    elements = sweep.BYTES // DTYPES[dtype].itemsize
+    return Cell("cuda", dtype, op, max(1, elements // int(dim)), int(dim))
 
 
-def below(sweep: pathlib.Path, least: float) -> list[str]:
+def below(csv: pathlib.Path, least: float) -> list[str]:
     """The cells of a sweep's CSV in which ours reaches less of the roof."""
-    frame = pd.read_csv(sweep).query("status == 'ok'")
+    frame = pd.read_csv(csv).query("status == 'ok'")
     times = frame.pivot_table(index=["dtype", "op", "dim"], columns="provider", values="value", sort=False)
     return [",".join(map(str, cell)) for cell in times.index[times["roof"] / times["ours"] < least]]
 
@@ -106,14 +108,16 @@ def table(frame: pd.DataFrame, cells: list[Cell]) -> pd.DataFrame:
 
 def main(
     cells: Annotated[list[str] | None, typer.Argument(help="DTYPE,OP,DIM as in the sweep.")] = None,
-    sweep: Annotated[pathlib.Path | None, typer.Option(help="Its CSV: cells below --least.", exists=True)] = None,
+    csv: Annotated[
+        pathlib.Path | None, typer.Option("--sweep", help="Its CSV: cells below --least.", exists=True)
+    ] = None,
     least: Annotated[float, typer.Option(help="Of the roof.")] = 0.97,
     out: Annotated[pathlib.Path | None, typer.Option(help="The Markdown; default: it is printed.")] = None,
     launches: Annotated[bool, typer.Option("--launch", hidden=True)] = False,
 ) -> None:
     if not torch.cuda.is_available():
         raise typer.BadParameter("counters are a GPU's")
-    names = [*(cells or []), *(below(sweep, least) if sweep else [])]
+    names = [*(cells or []), *(below(csv, least) if csv else [])]
     if not names:
         raise typer.BadParameter("no cells: name some, or a sweep's CSV with --sweep")
     parsed = [parse(name) for name in names]

@@ -34,6 +34,7 @@ struct FlatArgs {
   __host__ __device__ const Operand& of(int i) const { return i < first ? loaded_first[i] : others[i - first]; }
 };
 
+// Of rows that may lie anywhere.
 template <int first, int operands, class Accumulator>
 struct GeneralArgs : FlatArgs<first, operands, Accumulator> {
   static constexpr bool kFlat = false;
