@@ -91,8 +91,9 @@ float time_of(const Call& call, const Candidate& c) {
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
   if (c.threads * c.rows > attributes.maxThreadsPerBlock) return -1;
-  size_t stage = c.cluster > 1 ? size_t{16} * Op::kChunks.late * c.vectors * c.threads : 0;
-  if (stage && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, stage)) return -1;
+  LaunchPlan plan{16 / sizeof(T), c.threads, c.rows, c.vectors, c.cluster, false, false, !flat};
+  int shared = shared_bytes<Op>(plan, call.space.dim, c.kept).of_call;
+  if (shared && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared)) return -1;
   if (c.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster");
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -100,7 +101,7 @@ float time_of(const Call& call, const Candidate& c) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3((args.rows + c.rows - 1) / c.rows * c.cluster);
   config.blockDim = dim3(c.threads, c.rows);
-  config.dynamicSmemBytes = stage;
+  config.dynamicSmemBytes = shared;
   config.attrs = &cluster;
   config.numAttrs = c.cluster > 1;
   float us = median_us([&] { return cudaLaunchKernelEx(&config, kernel, args); });

@@ -127,6 +127,18 @@ def test_strides(device, kind):
             assert_bits(everything(*operands(kind, (2, 3, dim), device, layout)), want)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.residual], ids=str)
+def test_other_operands_elsewhere(device, kind):
+    """A row's vectors begin where its input's do (in backward: y's). The others may lie elsewhere, and are then read
+    shifted or twice, or from rows by level."""
+    for dim in (*DIMS, 4096, 8191) + ((12_288, 16_384, 65_536, 65_537, 262_144) if device == "cuda" else ()):
+        input, *others = operands(kind, (2, 3, dim), device)
+        want = everything(input, *others)
+        for layout in (samples.misaligned, samples.padded, samples.gapped):
+            moved = (layout(x.shape, dtype=x.dtype, device=device).copy_(x) for x in others)
+            assert_bits(everything(input, *moved), want)
+
+
 @pytest.mark.parametrize("layout", samples.UNIT_STRIDE, ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_rows_alone(device, kind, layout):

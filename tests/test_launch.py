@@ -44,7 +44,11 @@ def check(dim, kind, options):
     assert rows == 1 or (cluster == 1 and threads <= 32 and plan["vectors"] <= 3)
     assert plan["vector_elements"] * kind.dtype.itemsize == 16
     assert plan["edges"] or aligned
-    assert plan["shifted"] == (plan["twice"] or not in_phase) and (plan["edges"] or not plan["shifted"])
+    # Short rows of whole vectors that are read alone are cut from their begin on, wherever that is.
+    from_begin = plan["edges"] and plan["threads_per_row"] <= 32 and dim % plan["vector_elements"] == 0
+    from_begin = from_begin and kind.residual is None and not options.get("backward", False)
+    assert plan["shifted"] == (plan["twice"] or not in_phase or from_begin)
+    assert plan["edges"] or not plan["shifted"]
     assert plan["twice"] or threads * cluster * plan["vectors"] >= dim // plan["vector_elements"]
     assert plan["vectors"] in instances(plan, options.get("backward", False))
     return plan
@@ -142,7 +146,7 @@ def test_alignment_does_not_change_the_order_of_the_sum(kind):
             for aligned, in_phase in ((True, True), (False, True), (False, False))
         ]
         assert len({(plan["threads_per_row"], plan["cluster"]) for plan in plans_}) == 1
-        assert [plan["shifted"] for plan in plans_] in ([False, False, True], [True] * 3)
+        assert [plan["shifted"] for plan in plans_] in ([False, False, True], [False, True, True], [True] * 3)
         assert [plan["twice"] for plan in plans_] in ([False] * 3, [False, False, True], [True] * 3)
         assert plans_[2]["twice"] == (plans_[2]["cluster"] > 1 or plans_[0]["twice"])
 

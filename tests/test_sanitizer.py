@@ -9,7 +9,7 @@ import samples
 import torch
 import truth
 from samples import BFLOAT, DOUBLE, FLOAT, HALF, Kind
-from tolerances import assert_backward, assert_output
+from tolerances import assert_backward, assert_output, assert_rstd
 
 import srmsnorm
 
@@ -113,9 +113,27 @@ def test_operands_that_lie_differently(cuda, kind, layouts):
             assert (around == 7.0).all()
 
 
-def test_rows_by_level(cuda):
-    """Leading dimensions that do not merge: the row index is taken apart."""
-    for dim in (24, 4096):
-        held = samples.tensor((2, 3, 2, 3, 2, dim), FLOAT)
-        input = samples.gapped(held.shape, dtype=FLOAT, device=cuda).copy_(held)
-        assert_output(srmsnorm.srms_norm(input).cpu(), truth.forward(held)[0])
+@pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT)], ids=str)
+def test_rows_by_level(cuda, kind):
+    """Leading dimensions that do not merge: the row index is taken apart. Vectors and edges, lanes to clusters."""
+
+    def gapped(values):
+        return samples.gapped(values.shape, dtype=values.dtype, device=cuda).copy_(values)
+
+    for dim in (24, 25, 4096, 65_536):
+        shape = (2, 3, 2, 3, dim) if dim < 2048 else (2, 2, dim)
+        held = samples.forward(kind, shape)
+        want, _, root = truth.forward(*held)
+        input, residual = (gapped(values) for values in held)
+        y, sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, residual, None)
+        assert_output(y.cpu(), want)
+        assert_rstd(rstd.cpu(), root)
+        assert torch.equal(sum.cpu(), truth.rounded_sum(*held))
+
+        g, gh = samples.grad_output(kind, shape), samples.grad_sum(kind, shape)
+        expected = truth.backward(g, y.cpu(), rstd.cpu(), gh)
+        grad = torch.ops.srmsnorm._srms_norm_backward(gapped(g), gapped(y), rstd, gapped(gh))
+        assert_backward(grad.cpu(), expected, g, y.cpu(), rstd.cpu(), gh)
+
+        srmsnorm.add_srms_norm_(input, residual)
+        assert torch.equal(input, y) and torch.equal(residual, sum)

@@ -18,7 +18,7 @@ struct LaunchPlan {
   // Read once for the sum and once for the result: the row does not fit the group's registers, or is shifted and takes
   // a cluster or 8 vectors a thread.
   bool twice;
-  bool shifted;  // operands may lie differently in 16 bytes; always where read twice
+  bool shifted;  // vectors may lie across 16 bytes, by operand; always where read twice
   bool edges;    // rows may begin or end inside a vector
 };
 
@@ -41,7 +41,7 @@ constexpr int kTwiceVectors = 2;
 
 // What a thread reads for one vector of a row: pieces of 16 bytes, and how many of them the sum does not need. Operands
 // beside the input have as many elements as 16 bytes of the input's dtype; a size of 0 is an operand that there is not.
-// backward: in clusters it takes 8 vectors a thread, and there is no instance for 4 (plan_in_cluster).
+// backward: wide rows take 8 vectors a thread, in clusters there is no instance for 4 (plan_in_block, plan_in_cluster).
 struct Chunks {
   int all, late;
   bool backward;
@@ -95,9 +95,10 @@ constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int vectors) {
 // Whole warps: as few threads as hold the row with 2, 4 or 8 vectors each. On an H200 a thread with one vector waits
 // more than it moves (dim 2048: 0.81 / 0.91 / 0.98 of the roof with 256 x 1, 1.00 / 1.00 / 0.99 with 128 x 2), on an
 // H100 it does as well. dim 4096: 256 x 2 as 128 x 4 for many rows, for 64 rows 2.20 / 2.53 us for 2.24 / 2.73. dim
-// 16384: 512 x 4 1.007 / 1.001 / 1.003, 256 x 8 1.001 / 1.001 / 1.004 and 0.988 for 1.001 with a gradient of the sum.
-constexpr LaunchPlan plan_in_block(LaunchPlan plan, int vectors) {
-  plan.vectors = vectors <= 512 ? 2 : vectors <= kBlockVectors ? 4 : 8;
+// 16384: 512 x 4 1.007 / 1.001, 256 x 8 1.001 / 1.001. Backward differs by 0.3 % at most and, where float stands beside
+// 16 bits, likes few threads: 12288 384 x 4 0.962, 192 x 8 0.999, 16384 512 x 4 0.948, 256 x 8 0.980.
+constexpr LaunchPlan plan_in_block(LaunchPlan plan, int vectors, Chunks chunks) {
+  plan.vectors = vectors <= 512 ? 2 : vectors <= (chunks.backward ? 1024 : kBlockVectors) ? 4 : 8;
   plan.threads_per_row = whole_warps(ceil_div(vectors, plan.vectors));
   return plan;
 }
@@ -114,23 +115,31 @@ constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, Chunks ch
   return plan;
 }
 
+// Whether rows of whole vectors are cut from their begin on where they are not aligned: edges would be a large part of
+// short ones (dim 64, one element off: 0.98 of the roof for 0.82; 128 0.98 for 0.91). Not worth the shifting where two
+// operands are read (with residual 0.87 for 0.92).
+constexpr bool cut_from_begin(Sharing sharing, Chunks chunks) { return sharing == Sharing::Lanes && chunks.all == 1; }
+
 // The sum of a row is taken thread by thread in the order of its vectors, then over the threads: threads_per_row and
-// cluster decide its bits, and where the first operand lies in 16 bytes, which says what is a vector and what is before
-// and behind them. The plan follows from dim and dtypes, never from the number of rows or the strides, nor from how
-// other operands and results lie: a row that begins or ends inside a vector has no more whole ones than dim has room
-// for. max_cluster: 1 for a GPU without clusters.
+// cluster decide its bits, and unless it is cut from its begin on, where the first operand lies in 16 bytes, which says
+// what is a vector and what is before and behind them. The plan follows from dim and dtypes, never from the number of
+// rows or the strides, nor from how other operands and results lie: a row that begins or ends inside a vector has no
+// more whole ones than dim has room for. max_cluster: 1 for a GPU without clusters.
 constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, Alignment alignment, int max_cluster) {
   LaunchPlan plan{16 / element_size, 0, 1, 0, 1, false, alignment == Alignment::Any, alignment != Alignment::Whole};
-  if (dim % plan.vector_elements != 0) plan.edges = true;
+  bool whole = dim % plan.vector_elements == 0;
+  if (!whole) plan.edges = true;
   int64_t vectors = dim / plan.vector_elements;
   if (vectors <= 96)
     plan = plan_in_warp(plan, static_cast<int>(vectors));
   else if (vectors <= kBlockVectors || (max_cluster == 1 && vectors <= 8 * max_threads(chunks.all, 8, false)))
-    plan = plan_in_block(plan, static_cast<int>(vectors));
+    plan = plan_in_block(plan, static_cast<int>(vectors), chunks);
   else if (max_cluster > 1)
     plan = plan_in_cluster(plan, vectors, chunks, max_cluster);
   else
     plan.threads_per_row = kMostThreads;
+  if (whole && plan.edges && cut_from_begin(sharing_of(plan.cluster, plan.threads_per_row), chunks))
+    plan.shifted = true;
   bool fits = int64_t{1} * plan.threads_per_row * plan.cluster * plan.vectors >= vectors;
   if (!fits || (plan.shifted && (plan.cluster > 1 || plan.vectors > 4))) {
     plan.twice = plan.shifted = plan.edges = true;
@@ -138,6 +147,15 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   }
   return plan;
 }
+
+// Shared memory with which a block stands on a multiprocessor of compute capability 9 or 10 with so many others at
+// most; 1 KB of each is the system's.
+constexpr int shared_bytes_for(int blocks) { return (228 << 10) / (blocks + 1) - (1 << 10) + 128; }
+
+// Rows that are kept in the L2 beside wider ones want about 1100 vectors at a time on a multiprocessor (dim 3000:
+// backward 0.999 of the roof for 0.956, forward with sum 1.009 for 0.953). Not so small ones (dim 1024 with residual: 2
+// % slower); 0: any.
+constexpr int resident_blocks(int64_t vectors) { return vectors > 256 ? ceil_div(1100, vectors) : 0; }
 
 // What makes a launch faster and changes no result.
 struct LaunchHints {

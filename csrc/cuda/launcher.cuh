@@ -47,17 +47,17 @@ Kernel<Op, flat> kernel_with(int wanted) {
   return found;
 }
 
-// Of flat rows, two and four vectors of one block are what gains from being kept, and one and three where float stands
+// Of flat rows, two and four vectors of one block are what gains from being kept, and all others where float stands
 // beside 16 bits (3 %); a cluster's reads are prefetched instead.
 template <class Op, bool flat, Reading kept>
 Kernel<Op, flat> kernel_in_registers(const LaunchPlan& plan) {
-  constexpr Reading kFew = Op::kBesideSize > sizeof(typename Op::Element) ? kept : Reading::Once;
+  constexpr Reading kOthers = kIsMixed<Op> ? kept : Reading::Once;
   switch (sharing_of(plan.cluster, plan.threads_per_row)) {
     case Sharing::Lanes:
       return plan.vectors == 2 ? kernel_with<Op, Sharing::Lanes, flat, kept, 2>(2)
-                               : kernel_with<Op, Sharing::Lanes, flat, kFew, 1, 3>(plan.vectors);
+                               : kernel_with<Op, Sharing::Lanes, flat, kOthers, 1, 3>(plan.vectors);
     case Sharing::Warps:
-      return plan.vectors == 8 ? kernel_with<Op, Sharing::Warps, flat, Reading::Once, 8>(8)
+      return plan.vectors == 8 ? kernel_with<Op, Sharing::Warps, flat, kOthers, 8>(8)
                                : kernel_with<Op, Sharing::Warps, flat, kept, 2, 4>(plan.vectors);
     default:
       if constexpr (Op::kChunks.backward)
@@ -87,24 +87,39 @@ Kernel<Op, false> general_kernel(const LaunchPlan& plan) {
              : kernel_with<Op, Sharing::Warps, false, Reading::Shifted, 2, 4>(plan.vectors);
 }
 
+// Dynamic shared memory of a block, and the most that its instance of the kernel may ask for, whatever the row: calls
+// of other threads set the same. Late chunks are staged in clusters; kept rows beside wider ones keep others away.
+struct SharedBytes {
+  int of_call, most;
+};
+
+template <class Op>
+SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool kept) {
+  if (plan.cluster > 1 && !plan.twice) {
+    int most = stage_bytes(Op::kChunks.late, plan.vectors, max_cluster_threads(Op::kChunks, plan.vectors));
+    return {stage_bytes(Op::kChunks.late, plan.vectors, plan.threads_per_row), most};
+  }
+  int blocks = kIsMixed<Op> && kept ? resident_blocks(dim / plan.vector_elements) : 0;
+  if (blocks == 0 || plan.cluster > 1) return {0, 0};
+  return {shared_bytes_for(blocks), shared_bytes_for(1)};
+}
+
 template <class Op, class Args>
-cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& plan, cudaStream_t stream) {
+cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& plan, SharedBytes shared,
+                      cudaStream_t stream) {
   int64_t blocks = (args.rows + plan.rows_per_block - 1) / plan.rows_per_block * plan.cluster;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   if (plan.cluster > kPortableCluster)
     if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) return error;
 
-  int stage = plan.cluster > 1 && !plan.twice ? stage_bytes(Op::kChunks.late, plan.vectors, plan.threads_per_row) : 0;
-  if (stage > (32 << 10)) {  // 48 KB come unasked, and the static part counts too
-    // The most that this instance may need, whatever the row: calls of other threads set the same.
-    int most = stage_bytes(Op::kChunks.late, plan.vectors, max_cluster_threads(Op::kChunks, plan.vectors));
-    if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most)) return error;
-  }
+  if (shared.of_call > (32 << 10))  // 48 KB come unasked, and the static part counts too
+    if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared.most))
+      return error;
 
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(plan.threads_per_row, plan.rows_per_block);
-  config.dynamicSmemBytes = stage;
+  config.dynamicSmemBytes = shared.of_call;
   config.stream = stream;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -119,12 +134,12 @@ cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& 
 template <class Op, class Call>
 cudaError_t launch(const Call& call, Alignment alignment, int max_cluster, LaunchHints hints, cudaStream_t stream) {
   auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment, max_cluster);
-  auto launched = [&](auto kernel, const auto& args) { return launch_as<Op>(kernel, args, plan, stream); };
-  cudaError_t error;
-  if (plan.edges || call.space.levels > 1)
-    error = launched(general_kernel<Op>(plan), Op::template args<false>(call, hints.ahead));
-  else
-    error = launched(flat_kernel<Op>(plan, hints.past_l2), Op::template args<true>(call, hints.ahead));
+  bool flat = !plan.edges && call.space.levels == 1, kept = flat && hints.past_l2 && Op::kChunks.late == 0;
+  // As much shared memory as keeps blocks away has only who has the largest clusters.
+  auto shared = shared_bytes<Op>(plan, call.space.dim, kept && max_cluster > kPortableCluster);
+  auto launched = [&](auto kernel, const auto& args) { return launch_as<Op>(kernel, args, plan, shared, stream); };
+  auto error = flat ? launched(flat_kernel<Op>(plan, kept), Op::template args<true>(call, hints.ahead))
+                    : launched(general_kernel<Op>(plan), Op::template args<false>(call, hints.ahead));
   if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
   // A part of a GPU can have too few multiprocessors side by side for the largest cluster. Asked of each instance:
   // there, two might differ, and with them the sums of calls with and without a gradient of the sum.

@@ -6,16 +6,17 @@
 //   Args<flat>, args<flat>(call, ahead)  a KernelArgs, and how it is filled
 //   kElements, kChunks          of a vector: its elements, and what is read for it
 //   kBesideSize                 bytes of an element of residual and sum
-//   Pieces<N, shifted>          what is held of N elements of the row, by operand; shifted: not as begin() lies
+//   Pieces<N, shifted, first>   what is held of N elements of the row, by operand; shifted: those that do not lie as
+//                               begin() does, first: that one too
 //   Op(args, row index)         pointers to the row in the operands that are read
-//   open_rest(args, row index)  and in those that are written; what is read once a row
+//   open_rest(args, row index)  and in those that are written, from kFirstOfRest on; what is read once a row
 //   begin()                     the operand whose address decides how the row is cut
 //   each(pieces, f)             f(vector, pointer to its row) for every operand that the sum needs
 //   each_late(pieces, f)        the same for those that it does not
 //   kCombines, combine(pieces)  whether something is made of them once and held in their place, and what
 //   term(pieces)                their part of the sum
 //   finish(sum, args)           the row's scalars
-//   store(pieces, f)            f(vector, pointer to its row) for every result
+//   store<pass>(pieces, f)      f(vector, pointer to its row) for every result of pass 0 or 1
 //   store_row(args, row index)  what there is once a row
 // clang-format on
 #pragma once
@@ -132,16 +133,17 @@ struct RowGroup {
   }
 };
 
-// How a row is cut: whole vectors from the first 16-byte boundary on, and the elements before and behind them.
+// How a row is cut: whole vectors from the first 16-byte boundary on, and the elements before and behind them; where
+// from_begin, from its begin on.
 template <class Op, bool edges, class Index>
 struct Cut {
   static constexpr int N = Op::kElements;
   Index head, vectors, tail, dim;  // tail: where the elements behind the vectors begin
 
-  __device__ __forceinline__ Cut(const typename Op::Element* row, Index dim) : head(0), dim(dim) {
+  __device__ __forceinline__ Cut(const typename Op::Element* row, Index dim, bool from_begin) : head(0), dim(dim) {
     if constexpr (edges) {
       Index before = (16 - bytes_past_16(row)) % 16 / sizeof(typename Op::Element);
-      head = before < dim ? before : dim;
+      head = from_begin ? 0 : before < dim ? before : dim;
     }
     vectors = static_cast<std::make_unsigned_t<Index>>(dim - head) / N;
     tail = head + vectors * N;
@@ -165,14 +167,18 @@ enum class Reading { Once, Kept, Shifted, Twice };
 template <Reading reading>
 constexpr bool kIsShifted = reading == Reading::Shifted || reading == Reading::Twice;
 
+// Whether rows of whole vectors are cut from their begin on, wherever that is (plan_launch).
+template <class Op, Sharing sharing, Reading reading>
+constexpr bool kFromBegin = cut_from_begin(sharing, Op::kChunks) && reading == Reading::Shifted;
+
 // The vectors of a row that one thread holds at a time. staged: what the sum does not need waits in shared memory,
 // since its registers are worth another block on the multiprocessor; a warp reads only what it has copied there itself,
 // which takes no barrier of the block.
-template <class Op, int vectors, Reading reading, bool staged>
+template <class Op, int vectors, Sharing sharing, Reading reading, bool staged>
 struct Tile {
   static constexpr int N = Op::kElements;
   static constexpr bool kShifted = kIsShifted<reading>, kKept = reading == Reading::Kept;
-  typename Op::template Pieces<N, kShifted> held[vectors];
+  typename Op::template Pieces<N, kShifted, kFromBegin<Op, sharing, reading>> held[vectors];
 
   // All loads before the first use: what stands between two loads keeps the second one waiting.
   template <class Cut, class Index>
@@ -232,7 +238,12 @@ struct Tile {
     for (int i = 0; i < vectors; i++) {
       Index vector = start + i * stride;
       if constexpr (staged) op.each_late(held[i], [&](auto& to, auto) { to.load_copies(stage(i)); });
-      op.store(held[i], store_at(cut, vector));
+      op.template store<0>(held[i], store_at(cut, vector));
+      if constexpr (kShifted) op.template store<1>(held[i], store_at(cut, vector));
+    }
+    if constexpr (!kShifted) {
+#pragma unroll
+      for (int i = 0; i < vectors; i++) op.template store<1>(held[i], store_at(cut, start + i * stride));
     }
     if constexpr (kKept) release(op, cut, start, stride);
   }
@@ -287,7 +298,7 @@ struct Tile {
 // few threads share a row, and those are read again for the result.
 template <class Op>
 struct Edges {
-  using Pieces = typename Op::template Pieces<1, false>;
+  using Pieces = typename Op::template Pieces<1, false, false>;
   Pieces first;
 
   template <class Cut, class Index>
@@ -319,7 +330,7 @@ struct Edges {
 template <class Op, class Group>
 __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64_t dim) {
 #if SRMSNORM_CLUSTERS
-  typename Op::template Pieces<1, false> none;
+  typename Op::template Pieces<1, false, false> none;
   auto start = [&](auto&, auto row) {
     int64_t bytes = dim * sizeof(*row) / group.blocks / 16 * 16;
     const char* from = reinterpret_cast<const char*>(row) + group.rank * bytes;
@@ -331,11 +342,15 @@ __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64
 #endif
 }
 
+// Whether other operands are wider than the input.
+template <class Op>
+constexpr bool kIsMixed = Op::kBesideSize > sizeof(typename Op::Element);
+
 // Blocks on a multiprocessor that the compiler is told to allow for; 0: left to it. nvcc 13.0 spilled a word or two to
 // have more of them in some of these instances (sm_90); told one, in none.
 template <class Op, bool flat, Reading reading>
 constexpr int min_blocks() {
-  return !flat && (Op::kBesideSize >= 4 || reading == Reading::Twice) ? 1 : 0;
+  return kIsMixed<Op> || reading == Reading::Twice || (!flat && Op::kBesideSize >= 4) ? 1 : 0;
 }
 
 template <class Op, int vectors, Sharing sharing, Reading reading>
@@ -362,9 +377,10 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
   const Index dim = active ? args.dim : 0, thread = group.thread(), threads = group.size();
   const int64_t readable = active ? row : 0;
   Op op(args, readable);
-  const Cut<Op, !flat, Index> cut(op.begin(), dim);
+  const bool from_begin = kFromBegin<Op, sharing, reading> && args.dim % Op::kElements == 0;
+  const Cut<Op, !flat, Index> cut(op.begin(), dim, from_begin);
   constexpr bool staged = clustered && !twice && Op::kChunks.late > 0;
-  Tile<Op, vectors, reading, staged> tile;
+  Tile<Op, vectors, sharing, reading, staged> tile;
 
   typename Op::Accumulator total = 0;
   Edges<Op> edge;
@@ -386,10 +402,13 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
     tile.load(op, cut, thread, threads);
     if constexpr (clustered)
       if (threadIdx.x == 0 && row + args.ahead < args.rows) prefetch(Op(args, row + args.ahead), group, args.dim);
-    // While the loads are on their way: these arguments are cold too, and the branch keeps them from being asked for
-    // before the loads (64 x 16384 with residual: 4.43 us for 4.57). Who has no row stores nothing and needs no
-    // pointers.
-    if (dim > 0) op.open_rest(args, readable);
+    // While the loads are on their way: these arguments are cold too. The branch, always taken, keeps them from being
+    // asked for before the loads (64 x 16384 with residual: 4.43 us for 4.57); the trap, never met, from being asked
+    // for after the sum, as where lanes share a row (64 x 256 1.15 us for 1.21, backward 1.25 for 1.41).
+    if (args.dim > 0) {
+      op.open_rest(args, readable);
+      if (!args.of(Op::kFirstOfRest).data) __trap();
+    }
     add_edges();
     // The branch, always taken, keeps all loads before it: else some wait until others are summed, which saves
     // registers and costs time (dim 28672 with residual: 0.88 of the roof for 1.00). Few vectors need none (1 x 4096
@@ -412,10 +431,12 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
   }
   if constexpr (!flat)
     edge.each(op, cut, thread, threads, [&](const auto& held, Index i) {
-      op.store(held, [&](const auto& from, auto row) {
+      auto store = [&](const auto& from, auto row) {
         __builtin_assume(__isGlobal(row));
         from.store(row + i);
-      });
+      };
+      op.template store<0>(held, store);
+      op.template store<1>(held, store);
     });
   if (active && thread == 0) op.store_row(args, row);
 }
