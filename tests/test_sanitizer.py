@@ -137,3 +137,27 @@ def test_rows_by_level(cuda, kind):
 
         srmsnorm.add_srms_norm_(input, residual)
         assert torch.equal(input, y) and torch.equal(residual, sum)
+
+
+@pytest.mark.parametrize("kind", [Kind(BFLOAT, BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT, FLOAT)], ids=str)
+def test_rows_past_the_l2(cuda, kind):
+    """So many that they are kept in the L2 until they are written; the same 16 over and over."""
+
+    def many(values):
+        return values.repeat(24_000_000 // values.numel(), 1)
+
+    def gradients(g, y, rstd):
+        if kind in samples.MIXED:
+            return torch.ops.srmsnorm._srms_norm_backward_pair(g, y, rstd)
+        return [torch.ops.srmsnorm._srms_norm_backward(g, y, rstd)]
+
+    def everything(input, residual, g):
+        y, sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, residual, None)
+        return [result.cpu() for result in (y, sum, *gradients(g, y, rstd))]
+
+    for dim in (64, 3000, 16_384):
+        held = *samples.forward(kind, (16, dim)), samples.grad_output(kind, (16, dim))
+        few = everything(*(values.to(cuda) for values in held))
+        kept = everything(*(many(values).to(cuda) for values in held))
+        for got, want in zip(kept, few, strict=True):
+            assert torch.equal(got, many(want))
