@@ -152,10 +152,16 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
 // most; 1 KB of each is the system's.
 constexpr int shared_bytes_for(int blocks) { return (228 << 10) / (blocks + 1) - (1 << 10) + 128; }
 
-// Rows that are kept in the L2 beside wider ones want about 1100 vectors at a time on a multiprocessor (dim 3000:
-// backward 0.999 of the roof for 0.956, forward with sum 1.009 for 0.953). Not so small ones (dim 1024 with residual: 2
-// % slower); 0: any.
-constexpr int resident_blocks(int64_t vectors) { return vectors > 256 ? ceil_div(1100, vectors) : 0; }
+// Blocks that take rows at a time on a multiprocessor, where rows are kept in the L2 until they are written; 0: any.
+// Fewer than fit are better by 0.5 to 1.1 % (dim 4096 with residual 522 us for 527, 3000 522 for 529), and where float
+// stands beside 16 bits by up to 6 % (3000: backward 0.999 of the roof for 0.956, forward with sum 1.009 for 0.953);
+// what is best was measured for dims 2304 to 16384. Blocks of less are too many to gain from it.
+constexpr int resident_blocks(int vectors, Chunks chunks, bool mixed) {
+  if (vectors <= (chunks.all == 1 ? 384 : 256)) return 0;
+  if (mixed) return ceil_div(1100, vectors);
+  if (chunks.all == 1) return ceil_div(2800, vectors);
+  return std::max(vectors < kBlockVectors ? 2 : 1, ceil_div(1400, vectors));
+}
 
 // What makes a launch faster and changes no result.
 struct LaunchHints {
