@@ -92,7 +92,7 @@ float time_of(const Call& call, const Candidate& c) {
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
   if (c.threads * c.rows > attributes.maxThreadsPerBlock) return -1;
   LaunchPlan plan{16 / sizeof(T), c.threads, c.rows, c.vectors, c.cluster, false, false, !flat};
-  int shared = shared_bytes<Op>(plan, call.space.dim, c.kept).of_call;
+  int shared = shared_bytes<Op>(plan, call.space.dim, c.kept || c.cluster > 1).of_call;
   if (shared && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared)) return -1;
   if (c.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster");
   cudaLaunchAttribute cluster{};

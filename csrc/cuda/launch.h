@@ -152,11 +152,12 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
 // most; 1 KB of each is the system's.
 constexpr int shared_bytes_for(int blocks) { return (228 << 10) / (blocks + 1) - (1 << 10) + 128; }
 
-// Blocks that take rows at a time on a multiprocessor, where rows are kept in the L2 until they are written; 0: any.
-// Fewer than fit are better by 0.5 to 1.1 % (dim 4096 with residual 522 us for 527, 3000 522 for 529), and where float
-// stands beside 16 bits by up to 6 % (3000: backward 0.999 of the roof for 0.956, forward with sum 1.009 for 0.953);
-// what is best was measured for dims 2304 to 16384. Blocks of less are too many to gain from it.
-constexpr int resident_blocks(int vectors, Chunks chunks, bool mixed) {
+// Blocks at a time on a multiprocessor where rows do not fit the L2, by the vectors of a block; 0: any. Fewer than fit
+// are better by 0.5 to 1.2 % (with residual: dim 3000 522 us for 529, 4096 522 for 527, 32768 525 for 530), and where
+// float stands beside 16 bits by up to 6 % (3000: backward 0.999 of the roof for 0.956, forward with sum 1.009 for
+// 0.953). What is best was measured for dims 2304 to 262144.
+constexpr int resident_blocks(int vectors, bool clustered, Chunks chunks, bool mixed) {
+  if (clustered) return chunks.all == 1 || vectors > 768 ? 0 : ceil_div(mixed ? 1350 : 1800, vectors);
   if (vectors <= (chunks.all == 1 ? 384 : 256)) return 0;
   if (mixed) return ceil_div(1100, vectors);
   if (chunks.all == 1) return ceil_div(2800, vectors);

@@ -88,20 +88,20 @@ Kernel<Op, false> general_kernel(const LaunchPlan& plan) {
 }
 
 // Dynamic shared memory of a block, and the most that its instance of the kernel may ask for, whatever the row: calls
-// of other threads set the same. Late chunks are staged in clusters; kept rows keep other blocks away.
+// of other threads set the same. Late chunks are staged in clusters; else it may keep other blocks away.
 struct SharedBytes {
   int of_call, most;
 };
 
 template <class Op>
-SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool kept) {
-  if (plan.cluster > 1) {
-    if (plan.twice) return {0, 0};
+SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool limited) {
+  bool clustered = plan.cluster > 1;
+  if (clustered && !plan.twice && Op::kChunks.late > 0) {
     int most = stage_bytes(Op::kChunks.late, plan.vectors, max_cluster_threads(Op::kChunks, plan.vectors));
     return {stage_bytes(Op::kChunks.late, plan.vectors, plan.threads_per_row), most};
   }
-  int vectors = static_cast<int>(std::min<int64_t>(dim / plan.vector_elements, INT32_MAX));
-  int blocks = kept ? resident_blocks(vectors, Op::kChunks, kIsMixed<Op>) : 0;
+  int vectors = ceil_div(std::min<int64_t>(dim / plan.vector_elements, INT32_MAX), plan.cluster);
+  int blocks = limited ? resident_blocks(vectors, clustered, Op::kChunks, kIsMixed<Op>) : 0;
   return blocks ? SharedBytes{shared_bytes_for(blocks), shared_bytes_for(1)} : SharedBytes{0, 0};
 }
 
