@@ -155,7 +155,7 @@ def test_rows_past_the_l2(cuda, kind):
         y, sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, residual, None)
         return [result.cpu() for result in (y, sum, *gradients(g, y, rstd))]
 
-    for dim in (64, 3000, 16_384):
+    for dim in (64, 3000, 16_384, 32_768):
         held = *samples.forward(kind, (16, dim)), samples.grad_output(kind, (16, dim))
         few = everything(*(values.to(cuda) for values in held))
         kept = everything(*(many(values).to(cuda) for values in held))
