@@ -61,8 +61,7 @@ def table(frame: pd.DataFrame, dtype: str, top: int) -> str:
         best = ordered["us"].iloc[0]
         own = ordered[(ordered[PLAN] == chosen(op, dim, dtype)).all(axis=1)]
         if own["kept"].any():  # then the launcher keeps it
-            few = dtype == "mixed" and op != "forward"
-            own = own[own["kept"] == own["vectors"].isin([1, 2, 3, 4] if few else [2, 4])]
+            own = own[own["kept"] == ((op != "forward") | own["vectors"].isin([2, 4]))]
         names = [
             f"{row.threads_per_row}x{row.vectors}" + (f" rows {row.rows_per_block}" if row.rows_per_block > 1 else "")
             + (f" cluster {row.cluster}" if row.cluster > 1 else "") + (" kept" if row.kept else "")

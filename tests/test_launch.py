@@ -3,6 +3,7 @@
 import itertools
 import pathlib
 import runpy
+import shutil
 import subprocess
 
 import plans
@@ -137,18 +138,20 @@ def test_boundaries_are_found(kind, options):
     assert found == plans.boundaries(kind, limit=40_000, **options) and len(found) > 30
 
 
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("kind", samples.KINDS, ids=str)
-def test_alignment_does_not_change_the_order_of_the_sum(kind):
+def test_alignment_does_not_change_the_order_of_the_sum(kind, backward):
     """The threads of a row are the same however it lies in memory."""
-    for dim in [*range(1, 3000), *range(3000, 200_000, 997), *POWERS]:
+    for dim in [*range(1, 3000), *range(3000, 200_000, 997), *range(4096, 20_000, 256), *POWERS]:
         plans_ = [
-            srmsnorm.launch_plan(dim, kind.dtype, kind.residual, aligned=aligned, in_phase=in_phase)
+            srmsnorm.launch_plan(dim, kind.dtype, kind.residual, backward=backward, aligned=aligned, in_phase=in_phase)
             for aligned, in_phase in ((True, True), (False, True), (False, False))
         ]
         assert len({(plan["threads_per_row"], plan["cluster"]) for plan in plans_}) == 1
         assert [plan["shifted"] for plan in plans_] in ([False, False, True], [False, True, True], [True] * 3)
         assert [plan["twice"] for plan in plans_] in ([False] * 3, [False, False, True], [True] * 3)
-        assert plans_[2]["twice"] == (plans_[2]["cluster"] > 1 or plans_[0]["twice"])
+        first = plans_[0]
+        assert plans_[2]["twice"] == (first["cluster"] > 1 or first["vectors"] == 8 or first["twice"])
 
 
 def test_wide_rows():
@@ -215,6 +218,33 @@ def test_kernels_compile_for_other_architectures(architecture, tmp_path):
         tmp_path / "instances.ptx",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+RESIDENT = """
+#include "{csrc}/cuda/launch.h"
+using namespace srmsnorm;
+constexpr bool stand(int blocks, int asked) {{ return blocks * (shared_bytes_for(asked) + 1024 + 256) <= 228 << 10; }}
+template <int... blocks>
+constexpr bool just_so_many = ((stand(blocks, blocks) && !stand(blocks + 1, blocks)) && ...);
+static_assert(just_so_many<1, 2, 3, 4, 5, 6, 7, 8>);  // 256 bytes: what a kernel has besides, and more
+static_assert(shared_bytes_for(1) <= 227 << 10);      // of one block
+constexpr Chunks one = forward_chunks(2, 0), two = forward_chunks(2, 2), mixed = forward_chunks(2, 4);
+static_assert(resident_blocks(128, false, two, false) == 0 && resident_blocks(512, false, one, false) == 6);
+static_assert(resident_blocks(375, false, two, false) == 4 && resident_blocks(2048, false, two, false) == 1);
+static_assert(resident_blocks(375, false, mixed, true) == 3 && resident_blocks(2048, true, two, false) == 0);
+int main() {{}}
+"""
+
+
+def test_so_many_blocks_stand_on_a_multiprocessor(tmp_path):
+    """As many as the launch asks for, and not one more: shared memory that they do not use is what keeps them away."""
+    csrc = pathlib.Path(srmsnorm.__file__).parents[1] / "csrc"
+    if not csrc.exists() or shutil.which("c++") is None:
+        pytest.skip("needs a compiler and the source tree")
+    source = tmp_path / "resident.cpp"
+    source.write_text(RESIDENT.format(csrc=csrc))
+    done = subprocess.run(["c++", "-std=c++20", "-fsyntax-only", source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -148,14 +148,15 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   return plan;
 }
 
-// Shared memory with which a block stands on a multiprocessor of compute capability 9 or 10 with so many others at
-// most; 1 KB of each is the system's.
+// Shared memory of a block of which so many, and no more, stand on a multiprocessor of compute capability 9 or 10 at a
+// time; 1 KB of each is the system's.
 constexpr int shared_bytes_for(int blocks) { return (228 << 10) / (blocks + 1) - (1 << 10) + 128; }
 
-// Blocks at a time on a multiprocessor where rows do not fit the L2, by the vectors of a block; 0: any. Fewer than fit
-// are better by 0.5 to 1.2 % (with residual: dim 3000 522 us for 529, 4096 522 for 527, 32768 525 for 530), and where
-// float stands beside 16 bits by up to 6 % (3000: backward 0.999 of the roof for 0.956, forward with sum 1.009 for
-// 0.953). What is best was measured for dims 2304 to 262144.
+// Blocks at a time on a multiprocessor where rows do not fit the L2, by the vectors of a row that a block has; 0: any.
+// Fewer than fit are better by 0.4 to 1.3 % (with residual: dim 3000 522 us for 529, 4096 522 for 527, 32768 525 for
+// 530), and where float stands beside 16 bits by up to 6 % (3000: backward 0.999 of the roof for 0.956, forward with
+// sum 1.009 for 0.953). The numbers are the vectors that want to be on their way on a multiprocessor, from what was
+// best at dims 2304 to 262144.
 constexpr int resident_blocks(int vectors, bool clustered, Chunks chunks, bool mixed) {
   if (clustered) return chunks.all == 1 || vectors > 768 ? 0 : ceil_div(mixed ? 1350 : 1800, vectors);
   if (vectors <= (chunks.all == 1 ? 384 : 256)) return 0;

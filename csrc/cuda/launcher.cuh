@@ -142,8 +142,9 @@ cudaError_t launch(const Call& call, Alignment alignment, int max_cluster, Launc
   auto error = flat ? launched(flat_kernel<Op>(plan, kept), Op::template args<true>(call, hints.ahead))
                     : launched(general_kernel<Op>(plan), Op::template args<false>(call, hints.ahead));
   if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
-  // A part of a GPU can have too few multiprocessors side by side for the largest cluster. Asked of each instance:
-  // there, two might differ, and with them the sums of calls with and without a gradient of the sum.
+  // A part of a GPU can have too few multiprocessors side by side for the largest cluster. Asked of each launch: there,
+  // two might differ, and with them the sums of calls with and without a gradient of the sum, or for few rows and for
+  // so many that their blocks are kept apart.
   cudaGetLastError();
   return launch<Op>(call, alignment, kPortableCluster, hints, stream);
 }

@@ -9,7 +9,7 @@
 //   Pieces<N, shifted, first>   what is held of N elements of the row, by operand; shifted: those that do not lie as
 //                               begin() does, first: that one too
 //   Op(args, row index)         pointers to the row in the operands that are read
-//   open_rest(args, row index)  and in those that are written, from kFirstOfRest on; what is read once a row
+//   open_rest(args, row index)  and in the others, from kFirstOfRest on, which is never absent; what is read once a row
 //   begin()                     the operand whose address decides how the row is cut
 //   each(pieces, f)             f(vector, pointer to its row) for every operand that the sum needs
 //   each_late(pieces, f)        the same for those that it does not
@@ -241,6 +241,7 @@ struct Tile {
       op.template store<0>(held[i], store_at(cut, vector));
       if constexpr (kShifted) op.template store<1>(held[i], store_at(cut, vector));
     }
+    // Shifted, the stores of a vector share what they shuffle, and gain nothing from a pass of their own.
     if constexpr (!kShifted) {
 #pragma unroll
       for (int i = 0; i < vectors; i++) op.template store<1>(held[i], store_at(cut, start + i * stride));
