@@ -1,5 +1,6 @@
-// Times launches that the plan could choose: every (threads, rows, vectors, cluster, kept in the L2) that holds a row.
-// Compiled and run by tune.py, which says which of them the plan chooses; ELEMENT and BESIDE name the dtypes.
+// Times launches that the plan could choose: every (threads, rows, vectors, cluster, kept in the L2) that holds a row,
+// with as many blocks on a multiprocessor as the launcher allows, as fit, and fewer. Compiled and run by tune.py, which
+// says which of them the plan chooses; ELEMENT and BESIDE name the dtypes.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -28,7 +29,10 @@ void check(cudaError_t error, const char* what) {
 struct Candidate {
   int threads, rows, vectors, cluster;
   bool kept;
+  int resident;  // blocks on a multiprocessor at most; 0: as many as fit; kAsLaunched: what the launcher makes of it
 };
+
+constexpr int kAsLaunched = -1;
 
 // ---- instances of the kernel
 
@@ -80,6 +84,20 @@ float median_us(const std::function<cudaError_t()>& call) {
   return times[kRepeats / 2];
 }
 
+// As launch() in launcher.cuh, which keeps blocks apart where there are the largest clusters.
+template <class Op>
+int shared_of(const Candidate& c, int64_t dim, bool flat) {
+  if (c.resident > 0) return shared_bytes_for(c.resident);
+  static const int major = [] {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMajor, 0), "compute capability");
+    return value;
+  }();
+  bool limited = c.resident == kAsLaunched && flat && (c.kept || c.cluster > 1) && (major == 9 || major == 10);
+  LaunchPlan plan{16 / sizeof(T), c.threads, c.rows, c.vectors, c.cluster, false, false, !flat};
+  return shared_bytes<Op>(plan, dim, limited && Op::kChunks.late == 0).of_call;
+}
+
 // -1 where the launch is not possible.
 template <class Op, bool flat, class Call>
 float time_of(const Call& call, const Candidate& c) {
@@ -91,9 +109,11 @@ float time_of(const Call& call, const Candidate& c) {
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
   if (c.threads * c.rows > attributes.maxThreadsPerBlock) return -1;
-  LaunchPlan plan{16 / sizeof(T), c.threads, c.rows, c.vectors, c.cluster, false, false, !flat};
-  int shared = shared_bytes<Op>(plan, call.space.dim, c.kept || c.cluster > 1).of_call;
-  if (shared && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared)) return -1;
+  int shared = shared_of<Op>(c, call.space.dim, flat);
+  if (shared && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared)) {
+    cudaGetLastError();
+    return -1;
+  }
   if (c.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster");
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -155,7 +175,8 @@ int chunks_of(const std::string& op) {
   return op == "forward" ? 1 : op == "backward" ? 2 : op[0] == 'f' ? 1 + beside : 2 + beside;
 }
 
-std::vector<Candidate> candidates(int64_t dim, int chunks) {
+// staged: whether there is an operand that the sum does not need.
+std::vector<Candidate> candidates(int64_t dim, int chunks, bool staged) {
   int64_t vectors = std::max<int64_t>(1, dim / (16 / sizeof(T)));
   std::vector<Candidate> all;
   for (int held : {1, 2, 3, 4, 6, 8, 12, 16})
@@ -169,8 +190,13 @@ std::vector<Candidate> candidates(int64_t dim, int chunks) {
         int rows = block ? block / per_row : 1;
         if (rows < 1 || (block && rows == 1) || per_row * rows % 32) continue;
         if (rows > 1 && (per_row > 32 || held > 3 || cluster > 1)) continue;  // the plan takes one row there
-        all.push_back({per_row, rows, held, cluster, false});
-        if (dim % (16 / sizeof(T)) == 0) all.push_back({per_row, rows, held, cluster, true});
+        bool flat = dim % (16 / sizeof(T)) == 0;
+        all.push_back({per_row, rows, held, cluster, false, kAsLaunched});
+        if (flat) all.push_back({per_row, rows, held, cluster, true, kAsLaunched});
+        // Who stages in shared memory, and whose rows share a warp, has all the blocks that fit.
+        if (flat && (cluster > 1 ? !staged : per_row > 32))
+          for (int resident : {0, 1, 2, 3, 4, 5, 6, 8})
+            if (resident * per_row < 2048) all.push_back({per_row, rows, held, cluster, cluster == 1, resident});
       }
     }
   return all;
@@ -208,18 +234,18 @@ int main(int argc, char** argv) {
   Buffers buffers{{filled(bytes, 1), filled(bytes, 2), filled(bytes, 3)}, {filled(bytes, 4), filled(bytes, 5)}};
   buffers.rstd = reinterpret_cast<float*>(filled(elements * 4, 6));
   check(cudaDeviceSynchronize(), "fill");
-  std::puts("op,dim,threads_per_row,rows_per_block,vectors,cluster,kept,us");
+  std::puts("op,dim,threads_per_row,rows_per_block,vectors,cluster,kept,resident,us");
   for (const auto& op : split(argv[2], ';'))
     for (const auto& text : split(argv[3], ',')) {
       RowSpace space;
       space.dim = std::stoll(text);
       space.rows = space.sizes[0] = elements / space.dim;
       if (space.rows == 0) continue;
-      for (const auto& c : candidates(space.dim, chunks_of(op))) {
+      for (const auto& c : candidates(space.dim, chunks_of(op), op == "backward,sum")) {
         float us = time_of(op, space, buffers, c);
         if (us > 0)
-          std::printf("\"%s\",%s,%d,%d,%d,%d,%d,%.2f\n", op.c_str(), text.c_str(), c.threads, c.rows, c.vectors,
-                      c.cluster, c.kept, us);
+          std::printf("\"%s\",%s,%d,%d,%d,%d,%d,%d,%.2f\n", op.c_str(), text.c_str(), c.threads, c.rows, c.vectors,
+                      c.cluster, c.kept, c.resident, us);
       }
       std::fflush(stdout);
     }

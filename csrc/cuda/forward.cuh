@@ -117,18 +117,19 @@ struct Forward {
   // In one pass: with the sum in one and y in another, dim 262144 took 5 % longer.
   template <int pass, int N, bool shifted, bool first, class F>
   __device__ __forceinline__ void store(const Pieces<N, shifted, first>& held, F f) const {
-    if constexpr (pass > 0) return;
-    if constexpr (kResidual) {
-      Vector<Residual, N> out;
-      out.set(held.h);
-      if (writes_sum) f(out, sum);
-    }
-    Accumulator y[N];
+    if constexpr (pass == 0) {
+      if constexpr (kResidual) {
+        Vector<Residual, N> out;
+        out.set(held.h);
+        if (writes_sum) f(out, sum);
+      }
+      Accumulator y[N];
 #pragma unroll
-    for (int i = 0; i < N; i++) y[i] = held.h[i] * r;
-    Vector<T, N> out;
-    out.set(y);
-    f(out, output);
+      for (int i = 0; i < N; i++) y[i] = held.h[i] * r;
+      Vector<T, N> out;
+      out.set(y);
+      f(out, output);
+    }
   }
 };
 
