@@ -12,7 +12,7 @@ struct Backward {
   static constexpr bool kMixed = !std::is_same_v<T, S>;  // else both inputs get the one gradient
   // Operands: grad_output, output, rstd, (grad_sum,) grad_input, (grad_residual).
   static constexpr int kRstd = 2, kGradSum = 3, kGradInput = 3 + has_sum, kGradResidual = kGradInput + 1,
-                       kOperands = kGradInput + 1 + kMixed, kFirstOfRest = kRstd;
+                       kOperands = kGradInput + 1 + kMixed;
   template <bool flat>
   using Args = KernelArgs<flat, kRstd, kOperands, Accumulator>;
   static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(S);
@@ -20,7 +20,7 @@ struct Backward {
   static constexpr Chunks kChunks = backward_chunks(sizeof(T), has_sum ? sizeof(S) : 0);
 
   template <int N, bool shifted, bool first>
-  struct Pieces {
+  struct Held {
     Vector<T, N, shifted> grad_output;
     Vector<T, N, first> output;
     Vector<std::conditional_t<has_sum, S, void>, N, shifted> grad_sum;
@@ -71,21 +71,21 @@ struct Backward {
   __device__ __forceinline__ const T* begin() const { return output; }
 
   template <int N, bool shifted, bool first, class F>
-  __device__ __forceinline__ void each(Pieces<N, shifted, first>& held, F f) const {
+  __device__ __forceinline__ void each(Held<N, shifted, first>& held, F f) const {
     f(held.grad_output, grad_output);
     f(held.output, output);
   }
 
   template <int N, bool shifted, bool first, class F>
-  __device__ __forceinline__ void each_late(Pieces<N, shifted, first>& held, F f) const {
+  __device__ __forceinline__ void each_late(Held<N, shifted, first>& held, F f) const {
     if constexpr (has_sum) f(held.grad_sum, grad_sum);
   }
 
   template <int N, bool shifted, bool first>
-  __device__ __forceinline__ void combine(Pieces<N, shifted, first>&) const {}
+  __device__ __forceinline__ void combine(Held<N, shifted, first>&) const {}
 
   template <int N, bool shifted, bool first>
-  __device__ __forceinline__ Accumulator term(const Pieces<N, shifted, first>& held) const {
+  __device__ __forceinline__ Accumulator term(const Held<N, shifted, first>& held) const {
     Accumulator g[N], y[N];
     held.grad_output.widened(g);
     held.output.widened(y);
@@ -102,7 +102,7 @@ struct Backward {
 
   // Of two sizes the residual's gradient in one pass and the input's in another: dim 262144 938 us for 956.
   template <int pass, int N, bool shifted, bool first, class F>
-  __device__ __forceinline__ void store(const Pieces<N, shifted, first>& held, F f) const {
+  __device__ __forceinline__ void store(const Held<N, shifted, first>& held, F f) const {
     if constexpr (pass == 0 || kMixed) {
       Accumulator g[N], y[N];
       held.grad_output.widened(g);

@@ -21,7 +21,7 @@ struct Forward {
   using Accumulator = accumulate_t<T>;
   static constexpr bool kResidual = !std::is_void_v<R>;
   // Operands: input, (residual,) output, (sum,) rstd.
-  static constexpr int kOutput = 1 + kResidual, kSum = kOutput + 1, kRstd = kSum + kResidual, kFirstOfRest = kOutput;
+  static constexpr int kOutput = 1 + kResidual, kSum = kOutput + 1, kRstd = kSum + kResidual;
   template <bool flat>
   using Args = KernelArgs<flat, kOutput, kRstd + 1, Accumulator>;
   using Residual = std::conditional_t<kResidual, R, T>;
@@ -30,7 +30,7 @@ struct Forward {
   static constexpr Chunks kChunks = forward_chunks(sizeof(T), kResidual ? sizeof(Residual) : 0);
 
   template <int N, bool shifted, bool first>
-  struct Pieces {
+  struct Held {
     Vector<T, N, first> input;
     Vector<R, N, shifted> residual;
     Accumulator h[N];
@@ -74,16 +74,16 @@ struct Forward {
   __device__ __forceinline__ const T* begin() const { return input; }
 
   template <int N, bool shifted, bool first, class F>
-  __device__ __forceinline__ void each(Pieces<N, shifted, first>& held, F f) const {
+  __device__ __forceinline__ void each(Held<N, shifted, first>& held, F f) const {
     f(held.input, input);
     if constexpr (kResidual) f(held.residual, residual);
   }
 
   template <int N, bool shifted, bool first, class F>
-  __device__ __forceinline__ void each_late(Pieces<N, shifted, first>&, F) const {}
+  __device__ __forceinline__ void each_late(Held<N, shifted, first>&, F) const {}
 
   template <int N, bool shifted, bool first>
-  __device__ __forceinline__ void combine(Pieces<N, shifted, first>& held) const {
+  __device__ __forceinline__ void combine(Held<N, shifted, first>& held) const {
     held.input.widened(held.h);
     if constexpr (kResidual) {
       Accumulator other[N];
@@ -94,7 +94,7 @@ struct Forward {
   }
 
   template <int N, bool shifted, bool first>
-  __device__ __forceinline__ Accumulator term(const Pieces<N, shifted, first>& held) const {
+  __device__ __forceinline__ Accumulator term(const Held<N, shifted, first>& held) const {
     return dot(held.h, held.h);
   }
 
@@ -116,7 +116,7 @@ struct Forward {
 
   // In one pass: with the sum in one and y in another, dim 262144 took 5 % longer.
   template <int pass, int N, bool shifted, bool first, class F>
-  __device__ __forceinline__ void store(const Pieces<N, shifted, first>& held, F f) const {
+  __device__ __forceinline__ void store(const Held<N, shifted, first>& held, F f) const {
     if constexpr (pass == 0) {
       if constexpr (kResidual) {
         Vector<Residual, N> out;

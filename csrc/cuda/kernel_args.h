@@ -19,6 +19,7 @@ struct LevelSize {
 template <int first, int operands, class Accumulator>
 struct FlatArgs {
   static constexpr bool kFlat = true;
+  static constexpr int kFirstOfRest = first;
   struct Operand {
     void* data;      // null: absent
     int64_t stride;  // of level 0

@@ -1,0 +1,175 @@
+// What a thread holds of a row: its vectors, and its elements before and behind the row's vectors.
+#pragma once
+#include "launch.h"
+#include "row_cut.cuh"
+#include "vector.cuh"
+
+namespace srmsnorm {
+
+// How a row is read: into registers, all operands cut as begin() is; the same, and kept in the L2 until the row is
+// written; into registers, operands lying anywhere; or once for the reduction and again for the result, lying anywhere.
+enum class Reading { Once, Kept, Shifted, Twice };
+
+template <Reading reading>
+constexpr bool kIsShifted = reading == Reading::Shifted || reading == Reading::Twice;
+
+// Whether rows of whole vectors are cut from their begin on, wherever that is (plan_launch).
+template <class Op, Sharing sharing, Reading reading>
+constexpr bool kFromBegin = cut_from_begin(sharing, Op::kChunks) && reading == Reading::Shifted;
+
+// The vectors of a row that one thread holds at a time. staged: what the reduction does not need waits in shared
+// memory, since its registers are worth another block on the multiprocessor; a warp reads only what it has copied there
+// itself, which takes no barrier of the block.
+template <class Op, int vectors, Sharing sharing, Reading reading, bool staged>
+struct Tile {
+  static constexpr int N = Op::kElements;
+  static constexpr bool kShifted = kIsShifted<reading>, kKept = reading == Reading::Kept;
+  typename Op::template Held<N, kShifted, kFromBegin<Op, sharing, reading>> held[vectors];
+
+  // All loads before the first use: what stands between two loads keeps the second one waiting.
+  template <class Cut, class Index>
+  __device__ __forceinline__ void load(const Op& op, const Cut& cut, Index start, Index stride) {
+#pragma unroll
+    for (int i = 0; i < vectors; i++) {
+      Index vector = start + i * stride;
+      if (vector < cut.vectors) {
+        auto load = load_at(cut, vector);
+        op.each(held[i], load);
+        if constexpr (!staged) op.each_late(held[i], load);
+      } else {
+        op.each(held[i], [](auto& to, auto) { to.clear(); });
+      }
+      if constexpr (staged) {
+        Index of_warp = vector - lane_in_row();
+        op.each_late(held[i], [&](auto& to, auto row) {
+          to.start_copies(stage(i), cut.at(row, of_warp), cut.vectors - of_warp);
+        });
+      }
+    }
+  }
+
+  template <class T>
+  __device__ __forceinline__ T reduce(const Op& op, T total) const {
+#pragma unroll
+    for (int i = 0; i < vectors; i++) total += op.term(held[i]);
+    return total;
+  }
+
+  // What has been loaded, ready for use.
+  template <class Cut>
+  __device__ __forceinline__ void prepare(const Op& op, const Cut& cut) {
+    auto put = [&](auto& vector, auto row) { vector.put_in_place(bytes_past_16(row + cut.head)); };
+#pragma unroll
+    for (int i = 0; i < vectors; i++) {
+      if constexpr (kShifted) op.each(held[i], put), op.each_late(held[i], put);
+      op.combine(held[i]);
+    }
+  }
+
+  __device__ __forceinline__ void stay_packed(const Op& op) {
+    if constexpr (!Op::kCombines) {
+#pragma unroll
+      for (int i = 0; i < vectors; i++) {
+        op.each(held[i], [](auto& vector, auto) { vector.stay_packed(); });
+        if constexpr (!staged) op.each_late(held[i], [](auto& vector, auto) { vector.stay_packed(); });
+      }
+    }
+  }
+
+  // By all lanes of the warp.
+  template <class Cut, class Index>
+  __device__ __forceinline__ void store(const Op& op, const Cut& cut, Index start, Index stride) {
+    if constexpr (staged) wait_for_copies();
+#pragma unroll
+    for (int i = 0; i < vectors; i++) {
+      Index vector = start + i * stride;
+      if constexpr (staged) op.each_late(held[i], [&](auto& to, auto) { to.load_copies(stage(i)); });
+      op.template store<0>(held[i], store_at(cut, vector));
+      if constexpr (kShifted) op.template store<1>(held[i], store_at(cut, vector));
+    }
+    // Shifted ones gain nothing from a pass of their own (dim 3001 0.942 of the roof either way).
+    if constexpr (!kShifted) {
+#pragma unroll
+      for (int i = 0; i < vectors; i++) op.template store<1>(held[i], store_at(cut, start + i * stride));
+    }
+    if constexpr (kKept) release(op, cut, start, stride);
+  }
+
+ private:
+  template <class Cut, class Index>
+  __device__ __forceinline__ void release(const Op& op, const Cut& cut, Index start, Index stride) {
+#pragma unroll
+    for (int i = 0; i < vectors; i++) {
+      Index vector = start + i * stride;
+      if (vector >= cut.vectors) continue;
+      op.each(held[i], [&](auto& of, auto row) { of.release(cut.at(row, vector)); });
+    }
+  }
+
+  // This warp's part.
+  static __device__ __forceinline__ uint4* stage(int i) {
+    extern __shared__ uint4 chunks[];
+    return chunks + Op::kChunks.late * (i * blockDim.x + threadIdx.x / 32 * 32);
+  }
+
+  template <class Cut, class Index>
+  static __device__ __forceinline__ Place<Index> place_of(const Cut& cut, Index vector) {
+    return {cut.vectors - vector, min(static_cast<int>(blockDim.x), 32)};
+  }
+
+  // How far an operand's vectors are past 16 bytes follows from where its first one is.
+  template <class Cut, class Index>
+  static __device__ __forceinline__ auto load_at(const Cut& cut, Index vector) {
+    return [&cut, vector](auto& to, auto row) {
+      if constexpr (kKept)
+        to.load_kept(cut.at(row, vector));
+      else
+        to.load(cut.at(row, vector), kShifted ? bytes_past_16(row + cut.head) : 0, place_of(cut, vector));
+    };
+  }
+
+  // Whether the row has the vector is asked at the store alone: one predicate instead of a branch.
+  template <class Cut, class Index>
+  static __device__ __forceinline__ auto store_at(const Cut& cut, Index vector) {
+    return [&cut, vector](const auto& from, auto row) {
+      __builtin_assume(__isGlobal(row));
+      if constexpr (kShifted)
+        from.store_shifted(cut.at(row, vector), bytes_past_16(row + cut.head), place_of(cut, vector));
+      else
+        from.store(cut.at(row, vector), place_of(cut, vector));
+    };
+  }
+};
+
+// The elements of a row before and behind its vectors. A thread holds the first of its own; more than one it has where
+// few threads share a row, and those are read again for the result.
+template <class Op>
+struct Edges {
+  using Held = typename Op::template Held<1, false, false>;
+  Held first;
+
+  template <class Cut, class Index>
+  __device__ __forceinline__ void load(const Op& op, const Cut& cut, Index thread) {
+    if (thread < cut.edge_count()) first = element(op, cut.edge(thread));
+  }
+
+  // f(held, index in the row) for all of this thread's, in order.
+  template <class Cut, class Index, class F>
+  __device__ __forceinline__ void each(const Op& op, const Cut& cut, Index thread, Index threads, F f) const {
+    if (thread < cut.edge_count()) f(first, cut.edge(thread));
+    for (Index i = thread + threads; i < cut.edge_count(); i += threads) f(element(op, cut.edge(i)), cut.edge(i));
+  }
+
+ private:
+  template <class Index>
+  static __device__ __forceinline__ Held element(const Op& op, Index i) {
+    Held held;
+    auto load = [&](auto& to, auto row) { to.load(row + i); };
+    op.each(held, load);
+    op.each_late(held, load);
+    op.combine(held);
+    return held;
+  }
+};
+
+}  // namespace srmsnorm
