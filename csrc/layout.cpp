@@ -7,7 +7,7 @@
 namespace srmsnorm {
 namespace {
 
-struct Operand {
+struct TensorRows {
   Rows* rows;
   const Tensor* tensor;
 };
@@ -54,7 +54,7 @@ struct Levels {
 };
 
 template <size_t N>
-Levels<N> merge(const std::array<Operand, N>& operands, at::IntArrayRef leading) {
+Levels<N> merge(const std::array<TensorRows, N>& operands, at::IntArrayRef leading) {
   Levels<N> levels;
   for (int64_t dim = static_cast<int64_t>(leading.size()) - 1; dim >= 0; dim--) {
     if (leading[dim] == 1) continue;
@@ -77,7 +77,7 @@ int levels_of_a_launch(int count, const int64_t* sizes) {
 }
 
 template <size_t N>
-void for_each_block(RowSpace& space, const std::array<Operand, N>& operands, const Tensor& shape,
+void for_each_block(RowSpace& space, const std::array<TensorRows, N>& operands, const Tensor& shape,
                     c10::function_ref<void()> launch) {
   auto levels = merge(operands, shape.sizes().slice(0, shape.dim() - 1));
   space.dim = shape.size(-1);
@@ -111,40 +111,43 @@ DType to_dtype(at::ScalarType dtype) {
       return DType::BFloat16;
     case at::kFloat:
       return DType::Float;
-    default:
+    case at::kDouble:
       return DType::Double;
+    default:
+      TORCH_INTERNAL_ASSERT(false, "no kernel takes ", dtype);
   }
 }
 
-Operand read(Rows& rows, const Tensor& tensor) {
-  if (tensor.defined()) rows = {const_cast<void*>(tensor.const_data_ptr()), to_dtype(tensor.scalar_type())};
-  return {&rows, &tensor};
+void* address(const Tensor& tensor, Use use) {
+  return use.written ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
 }
 
-Operand written(Rows& rows, const Tensor& tensor) {
-  if (tensor.defined()) rows = {tensor.mutable_data_ptr(), to_dtype(tensor.scalar_type())};
-  return {&rows, &tensor};
+template <class Args, class Tensors>
+void over_operands(const Tensors& tensors, Args args, const Tensor& shape,
+                   c10::function_ref<void(const Args&)> launch) {
+  // What is written comes first: in place, a copy-on-write storage must be its own before its address is read.
+  for (bool written : {true, false})
+    Tensors::zip(
+        [&](Use use, const Tensor& tensor, Rows& rows) {
+          if (tensor.defined() && use.written == written) rows = {address(tensor, use), to_dtype(tensor.scalar_type())};
+        },
+        tensors, args);
+  std::array<TensorRows, operand_count<Tensors>()> operands;
+  auto next = operands.begin();
+  Tensors::zip([&](Use, const Tensor& tensor, Rows& rows) { *next++ = {&rows, &tensor}; }, tensors, args);
+  for_each_block(args.space, operands, shape, [&] { launch(args); });
 }
 
 }  // namespace
 
-void over_rows(const ForwardTensors& t, c10::function_ref<void(const ForwardArgs&)> launch) {
+void over_rows(const ForwardTensors& tensors, c10::function_ref<void(const ForwardArgs&)> launch) {
   ForwardArgs args;
-  args.eps = t.eps;
-  // What is written comes first: in place, a copy-on-write storage must be its own before its address is read.
-  auto output = written(args.output, t.output), sum = written(args.sum, t.sum), rstd = written(args.rstd, t.rstd);
-  auto input = read(args.input, t.input), residual = read(args.residual, t.residual);
-  for_each_block<5>(args.space, {input, residual, output, sum, rstd}, t.input, [&] { launch(args); });
+  args.eps = tensors.eps;
+  over_operands(tensors, args, tensors.input, launch);
 }
 
-void over_rows(const BackwardTensors& t, c10::function_ref<void(const BackwardArgs&)> launch) {
-  BackwardArgs args;
-  auto grad_output = read(args.grad_output, t.grad_output), output = read(args.output, t.output);
-  auto rstd = read(args.rstd, t.rstd), grad_sum = read(args.grad_sum, t.grad_sum);
-  auto grad_input = written(args.grad_input, t.grad_input);
-  auto grad_residual = written(args.grad_residual, t.grad_residual);
-  for_each_block<6>(args.space, {grad_output, output, rstd, grad_sum, grad_input, grad_residual}, t.output,
-                    [&] { launch(args); });
+void over_rows(const BackwardTensors& tensors, c10::function_ref<void(const BackwardArgs&)> launch) {
+  over_operands(tensors, BackwardArgs(), tensors.output, launch);
 }
 
 }  // namespace srmsnorm

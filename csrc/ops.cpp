@@ -116,7 +116,7 @@ ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, May
               "srmsnorm: add_srms_norm_ needs a last dimension of stride 1, got strides ", input.sym_strides(), " and ",
               residual.sym_strides());
   if (has_addresses(input) && has_addresses(residual)) check_no_overlap(input, residual);
-  return {input, residual, input, residual, Tensor(), value};
+  return {{input, residual, input, residual, Tensor()}, value};
 }
 
 BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
@@ -141,7 +141,8 @@ BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output
                 "srmsnorm: grad_sum must be float32 where the residual's gradient is, got ", grad_sum->scalar_type());
   }
 
-  BackwardTensors tensors{with_unit_stride(grad_output), with_unit_stride(output), rstd, with_unit_stride(grad_sum)};
+  BackwardTensors tensors{
+      {with_unit_stride(grad_output), with_unit_stride(output), rstd, with_unit_stride(grad_sum), {}, {}}};
   if (gradients.input) tensors.grad_input = empty_rows_like(tensors.output, dtype);
   if (gradients.residual) tensors.grad_residual = empty_rows_like(tensors.output, at::kFloat);
   return tensors;

@@ -7,6 +7,8 @@
 #include <optional>
 #include <tuple>
 
+#include "operands.h"
+
 namespace srmsnorm {
 
 using at::Tensor;
@@ -38,14 +40,11 @@ SRMSNORM_OPERATOR(_srms_norm_backward_pair,
 
 // ---- what a call reads and writes; an undefined tensor is absent
 
-struct ForwardTensors {
-  Tensor input, residual, output, sum, rstd;
+struct ForwardTensors : ForwardOperands<Tensor> {
   double eps;
 };
 
-struct BackwardTensors {
-  Tensor grad_output, output, rstd, grad_sum, grad_input, grad_residual;
-};
+struct BackwardTensors : BackwardOperands<Tensor> {};
 
 struct ForwardOutputs {
   bool sum = false, rstd = false;

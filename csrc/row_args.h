@@ -2,9 +2,13 @@
 #pragma once
 #include <cstdint>
 
+#include "operands.h"
+
 namespace srmsnorm {
 
 enum class DType : int8_t { Half, BFloat16, Float, Double };
+
+constexpr bool is_16_bit(DType dtype) { return dtype == DType::Half || dtype == DType::BFloat16; }
 
 // Leading dimensions are merged as far as every operand allows; what is left after this many is looped over by the
 // caller.
@@ -26,24 +30,18 @@ struct Rows {
   int64_t strides[kMaxLevels] = {};
 };
 
-// h = input (+ residual), rstd = (mean(h^2) + eps)^-1/2, output = h * rstd, sum = h. Accumulation in rstd's dtype:
-// double for double, float for the rest, also when rstd is absent. residual and sum share a dtype: input's, or float
-// beside a 16-bit input. In place, output is input and sum is residual, stride by stride; other operands do not overlap
-// what is written.
-struct ForwardArgs {
+// Accumulation in rstd's dtype: double for double, float for the rest, also when rstd is absent. residual and sum share
+// a dtype: input's, or float beside a 16-bit input. Absent may be: residual, sum (and is without a residual), rstd. In
+// place, output is input and sum is residual, stride by stride; other operands do not overlap what is written.
+struct ForwardArgs : ForwardOperands<Rows> {
   RowSpace space;
   double eps = 0;
-  Rows input, residual, output;
-  Rows sum, rstd;  // each may be absent; sum only beside a residual. rstd has one element a row
 };
 
-// dh = rstd * (grad_output - output * mean(output * grad_output)) + grad_sum, rounded once to each gradient's dtype.
-// grad_output, output and grad_input share a dtype; grad_sum and grad_residual have that one, or float beside 16 bits.
-struct BackwardArgs {
+// Each gradient is rounded once to its own dtype. grad_output, output and grad_input share a dtype; grad_sum and
+// grad_residual have that one, or float beside 16 bits. Absent may be: grad_sum, and one of the gradients.
+struct BackwardArgs : BackwardOperands<Rows> {
   RowSpace space;
-  Rows grad_output, output, rstd;
-  Rows grad_sum;                   // may be absent
-  Rows grad_input, grad_residual;  // at least one is there
 };
 
 }  // namespace srmsnorm

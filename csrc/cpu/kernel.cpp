@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "sweeps.h"
+#include "instruction_sets.h"
 
 namespace srmsnorm::cpu {
 namespace {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "sweeps.h"
+#include "instruction_sets.h"
 #include "vector.h"
 
 namespace srmsnorm::cpu {
@@ -14,23 +14,23 @@ struct Absent {};
 
 // An operand's pointer to the row at hand.
 template <class T>
-struct Operand {
-  T* row;
-  const Rows& rows;
+struct Cursor {
+  T* row = nullptr;
+  const Rows* rows = nullptr;
 
-  explicit Operand(const Rows& rows) : row(static_cast<T*>(rows.data)), rows(rows) {}
-  explicit operator bool() const { return rows.data; }
+  void open(const Rows& operand) { rows = &operand; }
+  explicit operator bool() const { return rows->data; }
 
   void seek(const int64_t* index, int levels) {
-    row = static_cast<T*>(rows.data);
-    for (int level = 0; level < levels; ++level) row += index[level] * rows.strides[level];
+    row = static_cast<T*>(rows->data);
+    for (int level = 0; level < levels; ++level) row += index[level] * rows->strides[level];
   }
-  void next() { row += rows.strides[0]; }
+  void next() { row += rows->strides[0]; }
 };
 
 template <>
-struct Operand<Absent> {
-  explicit Operand(const Rows&) {}
+struct Cursor<Absent> {
+  void open(const Rows&) {}
   void seek(const int64_t*, int) {}
   void next() {}
 };
@@ -41,26 +41,15 @@ constexpr bool kPresent = !std::is_same_v<std::remove_const_t<T>, Absent>;
 template <class T, class Residual, class Sum>
 struct Forward {
   using A = Accumulator<T>;
-  Operand<const T> input;
-  Operand<const Residual> residual;
-  Operand<T> output;
-  Operand<Sum> sum;
-  Operand<A> rstd;
+  Cursor<const T> input;
+  Cursor<const Residual> residual;
+  Cursor<T> output;
+  Cursor<Sum> sum;
+  Cursor<A> rstd;
   double eps;
   A r = 0;
 
-  explicit Forward(const ForwardArgs& args)
-      : input(args.input),
-        residual(args.residual),
-        output(args.output),
-        sum(args.sum),
-        rstd(args.rstd),
-        eps(args.eps) {}
-
-  template <class F>
-  void each_operand(F f) {
-    f(input), f(residual), f(output), f(sum), f(rstd);
-  }
+  explicit Forward(const ForwardArgs& args) : eps(args.eps) {}
 
   template <int W>
   SRMSNORM_SIMD Vec<A, W> h(int64_t i) const {
@@ -94,25 +83,14 @@ struct Forward {
 template <class T, class GradSum, class GradInput, class GradResidual>
 struct Backward {
   using A = Accumulator<T>;
-  Operand<const T> grad_output, output;
-  Operand<const A> rstd;
-  Operand<const GradSum> grad_sum;
-  Operand<GradInput> grad_input;
-  Operand<GradResidual> grad_residual;
+  Cursor<const T> grad_output, output;
+  Cursor<const A> rstd;
+  Cursor<const GradSum> grad_sum;
+  Cursor<GradInput> grad_input;
+  Cursor<GradResidual> grad_residual;
   A r = 0, mean = 0;
 
-  explicit Backward(const BackwardArgs& args)
-      : grad_output(args.grad_output),
-        output(args.output),
-        rstd(args.rstd),
-        grad_sum(args.grad_sum),
-        grad_input(args.grad_input),
-        grad_residual(args.grad_residual) {}
-
-  template <class F>
-  void each_operand(F f) {
-    f(grad_output), f(output), f(rstd), f(grad_sum), f(grad_input), f(grad_residual);
-  }
+  explicit Backward(const BackwardArgs&) {}
 
   template <int W>
   SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
@@ -227,18 +205,19 @@ SRMSNORM_TARGET void sweep(const Args& args, int64_t first_row, int64_t last_row
   const auto space = args.space;  // a copy: what a row writes may not alias it
   const double per_element = 1.0 / space.dim;
   Row row(args);
+  Args::zip([](Use, auto& cursor, const Rows& rows) { cursor.open(rows); }, row, args);
   while (first_row < last_row) {
     int64_t index[kMaxLevels], rest = first_row;
     for (int level = 0; level < space.levels; ++level) {
       index[level] = rest % space.sizes[level];
       rest /= space.sizes[level];
     }
-    row.each_operand([&](auto& operand) { operand.seek(index, space.levels); });
+    Args::zip([&](Use, auto& cursor) { cursor.seek(index, space.levels); }, row);
     auto run = std::min(last_row - first_row, space.sizes[0] - index[0]);
     for (first_row += run; run > 0; --run) {
       row.reduced(reduce(row, space.dim) * per_element);
       write(row, space.dim);
-      row.each_operand([](auto& operand) { operand.next(); });
+      Args::zip([](Use, auto& cursor) { cursor.next(); }, row);
     }
   }
 }
@@ -253,16 +232,17 @@ auto with_type(DType dtype, F f) {
       return f(BFloat16());
     case DType::Float:
       return f(float());
-    default:
+    case DType::Double:
       return f(double());
   }
+  __builtin_unreachable();
 }
 
 // The same for an operand that is absent, T, or float beside a T of 16 bits.
 template <class T, class F>
 auto with_type_beside(const Rows& rows, DType dtype, F f) {
   if (!rows.data) return f(Absent());
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (kIs16Bit<T>) {
     if (rows.dtype != dtype) return f(float());
   }
   return f(T());

@@ -23,6 +23,9 @@ struct BFloat16 {
 };
 
 template <class T>
+constexpr bool kIs16Bit = std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
+
+template <class T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class T, int W>
@@ -160,7 +163,7 @@ SRMSNORM_SIMD Vec<uint16_t, W> to_bfloat16(Vec<float, W> value) {
 
 template <int W, class T>
 SRMSNORM_SIMD Vec<Accumulator<T>, W> load(const T* from) {
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (kIs16Bit<T>) {
     Vec<uint16_t, W> bits;
     __builtin_memcpy(&bits, from, sizeof bits);
     if constexpr (std::is_same_v<T, Half>)
@@ -176,7 +179,7 @@ SRMSNORM_SIMD Vec<Accumulator<T>, W> load(const T* from) {
 
 template <int W, class T>
 SRMSNORM_SIMD void store(T* to, Vec<Accumulator<T>, W> value) {
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (kIs16Bit<T>) {
     Vec<uint16_t, W> bits;
     if constexpr (std::is_same_v<T, Half>)
       bits = to_half<W>(value);

@@ -10,11 +10,16 @@ struct Backward {
   using Element = T;
   using Accumulator = accumulate_t<T>;
   static constexpr bool kMixed = !std::is_same_v<T, S>;  // else both inputs get the one gradient
-  // Operands: grad_output, output, rstd, (grad_sum,) grad_input, (grad_residual).
-  static constexpr int kRstd = 2, kGradSum = 3, kGradInput = 3 + has_sum, kGradResidual = kGradInput + 1,
-                       kOperands = kGradInput + 1 + kMixed;
+  using Call = BackwardArgs;
+  using Operands =
+      join<OperandList<&Call::grad_output, &Call::output, &Call::rstd>, OperandIf<has_sum, &Call::grad_sum>,
+           OperandList<&Call::grad_input>, OperandIf<kMixed, &Call::grad_residual>>;
+  static constexpr int kGradOutput = Operands::index(&Call::grad_output), kOutput = Operands::index(&Call::output),
+                       kRstd = Operands::index(&Call::rstd), kGradSum = Operands::index(&Call::grad_sum),
+                       kGradInput = Operands::index(&Call::grad_input),
+                       kGradResidual = Operands::index(&Call::grad_residual);
   template <bool flat>
-  using Args = KernelArgs<flat, kRstd, kOperands, Accumulator>;
+  using Args = KernelArgs<flat, Operands, kRstd, Accumulator>;
   static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(S);
   static constexpr bool kCombines = false;  // wide, y and the gradient take twice the registers
   static constexpr Chunks kChunks = backward_chunks(sizeof(T), has_sum ? sizeof(S) : 0);
@@ -33,32 +38,17 @@ struct Backward {
   bool writes_input = true, writes_residual = true;  // not every call needs both
   Accumulator r, mean;
 
-  template <bool flat>
-  static Args<flat> args(const BackwardArgs& call, int ahead) {
-    auto with = [&](const auto&... operands) {
-      return kernel_args<Args<flat>>(call.space, 0, ahead, call.grad_output, call.output, call.rstd, operands...);
-    };
-    if constexpr (has_sum && kMixed)
-      return with(call.grad_sum, call.grad_input, call.grad_residual);
-    else if constexpr (has_sum)
-      return with(call.grad_sum, call.grad_input);
-    else if constexpr (kMixed)
-      return with(call.grad_input, call.grad_residual);
-    else
-      return with(call.grad_input);
-  }
-
   template <class Args>
   __device__ __forceinline__ Backward(const Args& args, int64_t row) {
     RowOffsets<Args, 0, kGradInput> offset(args, row);
-    grad_output = offset.template in<const T>(args, 0);
-    output = offset.template in<const T>(args, 1);
+    grad_output = offset.template in<const T>(args, kGradOutput);
+    output = offset.template in<const T>(args, kOutput);
     if constexpr (has_sum) grad_sum = offset.template in<const S>(args, kGradSum);
   }
 
   template <class Args>
   __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
-    RowOffsets<Args, kRstd, kOperands> offset(args, row);
+    RowOffsets<Args, kRstd, Operands::kCount> offset(args, row);
     r = *offset.template in<const Accumulator>(args, kRstd);
     grad_input = offset.template in<T>(args, kGradInput);
     if constexpr (kMixed) {

@@ -20,10 +20,14 @@ struct Forward {
   using Element = T;
   using Accumulator = accumulate_t<T>;
   static constexpr bool kResidual = !std::is_void_v<R>;
-  // Operands: input, (residual,) output, (sum,) rstd.
-  static constexpr int kOutput = 1 + kResidual, kSum = kOutput + 1, kRstd = kSum + kResidual;
+  using Call = ForwardArgs;
+  using Operands = join<OperandList<&Call::input>, OperandIf<kResidual, &Call::residual>, OperandList<&Call::output>,
+                        OperandIf<kResidual, &Call::sum>, OperandList<&Call::rstd>>;
+  static constexpr int kInput = Operands::index(&Call::input), kBeside = Operands::index(&Call::residual),
+                       kOutput = Operands::index(&Call::output), kSum = Operands::index(&Call::sum),
+                       kRstd = Operands::index(&Call::rstd);
   template <bool flat>
-  using Args = KernelArgs<flat, kOutput, kRstd + 1, Accumulator>;
+  using Args = KernelArgs<flat, Operands, kOutput, Accumulator>;
   using Residual = std::conditional_t<kResidual, R, T>;
   static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(Residual);
   static constexpr bool kCombines = true;  // to h: 64 x 16384 takes 3.46 us, made of input twice 3.56
@@ -43,22 +47,11 @@ struct Forward {
   bool writes_sum = false;
   Accumulator mean, r;
 
-  template <bool flat>
-  static Args<flat> args(const ForwardArgs& call, int ahead) {
-    auto with = [&](const auto&... operands) {
-      return kernel_args<Args<flat>>(call.space, call.eps, ahead, operands...);
-    };
-    if constexpr (kResidual)
-      return with(call.input, call.residual, call.output, call.sum, call.rstd);
-    else
-      return with(call.input, call.output, call.rstd);
-  }
-
   template <class Args>
   __device__ __forceinline__ Forward(const Args& args, int64_t row) {
     RowOffsets<Args, 0, kOutput> offset(args, row);
-    input = offset.template in<const T>(args, 0);
-    if constexpr (kResidual) residual = offset.template in<const Residual>(args, 1);
+    input = offset.template in<const T>(args, kInput);
+    if constexpr (kResidual) residual = offset.template in<const Residual>(args, kBeside);
   }
 
   template <class Args>

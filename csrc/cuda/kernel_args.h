@@ -6,6 +6,42 @@
 
 namespace srmsnorm {
 
+// The operands of a kernel, by their names in a call, in the order of its arguments.
+template <auto... members>
+struct OperandList {
+  static constexpr int kCount = sizeof...(members);
+
+  // Where it stands among them; kCount if it does not.
+  template <class Member>
+  static constexpr int index(Member member) {
+    int index = 0;
+    static_cast<void>(((member == members || (++index, false)) || ...));
+    return index;
+  }
+
+  // f(operand of the call, its index) for each.
+  template <class Call, class F>
+  static void each(const Call& call, F f) {
+    int index = 0;
+    (f(call.*members, index++), ...);
+  }
+};
+
+// One after the other.
+template <class... Lists>
+struct Join;
+template <auto... members>
+struct Join<OperandList<members...>> {
+  using type = OperandList<members...>;
+};
+template <auto... a, auto... b, class... Lists>
+struct Join<OperandList<a...>, OperandList<b...>, Lists...> : Join<OperandList<a..., b...>, Lists...> {};
+template <class... Lists>
+using join = typename Join<Lists...>::type;
+
+template <bool present, auto member>
+using OperandIf = std::conditional_t<present, OperandList<member>, OperandList<>>;
+
 // The size of a level. Indices of rows in several levels have 32 bits (layout.cpp), for which a multiplication by the
 // reciprocal is exact.
 struct LevelSize {
@@ -44,27 +80,27 @@ struct GeneralArgs : FlatArgs<first, operands, Accumulator> {
   int64_t strides[kMaxLevels][operands];
 };
 
-template <bool flat, int first, int operands, class Accumulator>
-using KernelArgs =
-    std::conditional_t<flat, FlatArgs<first, operands, Accumulator>, GeneralArgs<first, operands, Accumulator>>;
+// first: how many of the operands are loaded first.
+template <bool flat, class Operands, int first, class Accumulator>
+using KernelArgs = std::conditional_t<flat, FlatArgs<first, Operands::kCount, Accumulator>,
+                                      GeneralArgs<first, Operands::kCount, Accumulator>>;
 
-template <class Args, class... Operands>
-Args kernel_args(const RowSpace& space, double eps, int ahead, const Operands&... operands) {
+template <class Operands, class Args, class Call>
+Args kernel_args(const Call& call, int ahead) {
+  const RowSpace& space = call.space;
   Args args{};
   args.rows = space.rows;
   args.dim = space.dim;
   args.ahead = ahead;
-  args.eps = static_cast<decltype(args.eps)>(eps);
+  if constexpr (requires { call.eps; }) args.eps = static_cast<decltype(args.eps)>(call.eps);
   args.inverse_dim = static_cast<decltype(args.eps)>(1. / static_cast<double>(space.dim));
-  int i = 0;
-  ((args.of(i++) = {operands.data, operands.strides[0]}), ...);
+  Operands::each(call, [&](const Rows& rows, int i) { args.of(i) = {rows.data, rows.strides[0]}; });
   if constexpr (!Args::kFlat) {
     args.levels = space.levels;
     for (int level = 0; level < space.levels; level++) {
       auto size = static_cast<uint64_t>(space.sizes[level]);
       args.sizes[level] = {UINT64_MAX / size + 1, static_cast<uint32_t>(size)};
-      i = 0;
-      ((args.strides[level][i++] = operands.strides[level]), ...);
+      Operands::each(call, [&](const Rows& rows, int i) { args.strides[level][i] = rows.strides[level]; });
     }
   }
   return args;

@@ -139,8 +139,11 @@ cudaError_t launch(const Call& call, Alignment alignment, int max_cluster, Launc
   // As much shared memory as keeps blocks away has only who has the largest clusters.
   auto shared = shared_bytes<Op>(plan, call.space.dim, kept && max_cluster > kPortableCluster);
   auto launched = [&](auto kernel, const auto& args) { return launch_as<Op>(kernel, args, plan, shared, stream); };
-  auto error = flat ? launched(flat_kernel<Op>(plan, kept), Op::template args<true>(call, hints.ahead))
-                    : launched(general_kernel<Op>(plan), Op::template args<false>(call, hints.ahead));
+  auto error = flat
+                   ? launched(flat_kernel<Op>(plan, kept),
+                              kernel_args<typename Op::Operands, typename Op::template Args<true>>(call, hints.ahead))
+                   : launched(general_kernel<Op>(plan),
+                              kernel_args<typename Op::Operands, typename Op::template Args<false>>(call, hints.ahead));
   if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
   // A part of a GPU can have too few multiprocessors side by side for the largest cluster. Asked of each launch: there,
   // two might differ, and with them the sums of calls with and without a gradient of the sum, or for few rows and for

@@ -3,7 +3,7 @@
 // An Op is what one thread does with what it holds of its row; forward.cuh and backward.cuh have one each:
 // clang-format off
 //   Element, Accumulator        of input and output; of the reduction
-//   Args<flat>, args<flat>(call, ahead)  a KernelArgs, and how it is filled
+//   Call, Operands, Args<flat>  what is called, an OperandList of it, and a KernelArgs
 //   kElements, kChunks          of a vector: its elements, and what is read for it
 //   kBesideSize                 bytes of an element of residual and sum
 //   Held<N, shifted, first>     what is held of N elements of the row, by operand; shifted: those that do not lie as

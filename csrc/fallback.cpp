@@ -12,7 +12,7 @@
 namespace srmsnorm {
 namespace {
 
-struct Formula {
+struct Fallback {
   static Tensor mean(const Tensor& tensor) { return tensor.mean(-1, /*keepdim=*/true); }
 
   static void copy(const Tensor& to, const Tensor& value) {
@@ -41,6 +41,6 @@ struct Formula {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(srmsnorm, CompositeExplicitAutograd, m) { Kernels<Formula>::add_to(m); }
+TORCH_LIBRARY_IMPL(srmsnorm, CompositeExplicitAutograd, m) { Kernels<Fallback>::add_to(m); }
 
 }  // namespace srmsnorm

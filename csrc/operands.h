@@ -1,0 +1,54 @@
+// The operands of each direction, in one list by name. What a call holds of each (a tensor, raw rows, an argument of a
+// kernel) and what is asked of all of them (layouts, alignment, the bytes that a row moves) follow from these lists. No
+// torch, no device code.
+#pragma once
+
+namespace srmsnorm {
+
+struct Use {
+  bool written, whole_row;  // else read; else one number a row
+};
+
+constexpr Use kRead{false, true}, kWritten{true, true};
+constexpr Use kNumberRead{false, false}, kNumberWritten{true, false};
+
+// h = input (+ residual), rstd = (mean(h^2) + eps)^-1/2, output = h * rstd, sum = h.
+template <class Each>
+struct ForwardOperands {
+  Each input, residual, output, sum, rstd;
+
+  // f(use, its members of that name ...) for every operand.
+  template <class F, class... Lists>
+  static constexpr void zip(F f, Lists&... of) {
+    f(kRead, of.input...);
+    f(kRead, of.residual...);
+    f(kWritten, of.output...);
+    f(kWritten, of.sum...);
+    f(kNumberWritten, of.rstd...);
+  }
+};
+
+// dh = rstd * (grad_output - output * mean(output * grad_output)) + grad_sum; the gradients are dh.
+template <class Each>
+struct BackwardOperands {
+  Each grad_output, output, rstd, grad_sum, grad_input, grad_residual;
+
+  template <class F, class... Lists>
+  static constexpr void zip(F f, Lists&... of) {
+    f(kRead, of.grad_output...);
+    f(kRead, of.output...);
+    f(kNumberRead, of.rstd...);
+    f(kRead, of.grad_sum...);
+    f(kWritten, of.grad_input...);
+    f(kWritten, of.grad_residual...);
+  }
+};
+
+template <class Operands>
+constexpr int operand_count() {
+  int count = 0;
+  Operands::zip([&](Use) { count++; });
+  return count;
+}
+
+}  // namespace srmsnorm
