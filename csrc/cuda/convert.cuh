@@ -12,6 +12,9 @@ using half = __half;
 using bfloat16 = __nv_bfloat16;
 
 template <class T>
+constexpr bool kIs16Bit = std::is_same_v<T, half> || std::is_same_v<T, bfloat16>;
+
+template <class T>
 using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // The intrinsics, not the operators: torch's builds disable the implicit conversions.

@@ -1,0 +1,61 @@
+// What h is: input, with or without a residual, summed once in the accumulation type.
+#pragma once
+#include "row_kernel.cuh"
+
+namespace srmsnorm {
+
+// R: the residual's type; void where there is none.
+template <class T, class R>
+struct Source {
+  using Element = T;
+  using Accumulator = accumulate_t<T>;
+  static constexpr bool kResidual = !std::is_void_v<R>;
+  using Residual = std::conditional_t<kResidual, R, T>;
+  static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(Residual);
+  static constexpr bool kCombines = true;  // to h: 64 x 16384 takes 3.46 us, made of input twice 3.56
+  static constexpr Chunks kChunks = forward_chunks(sizeof(T), kResidual ? sizeof(Residual) : 0);
+
+  // They come first among the operands of an Op.
+  using Call = ForwardArgs;
+  using Operands = join<OperandList<&Call::input>, OperandIf<kResidual, &Call::residual>>;
+
+  static constexpr int kInput = Operands::index(&Call::input), kBeside = Operands::index(&Call::residual);
+
+  template <int N, bool shifted, bool first>
+  struct Held {
+    Vector<T, N, first> input;
+    Vector<R, N, shifted> residual;
+    Accumulator h[N];
+  };
+
+  const T* input;
+  const Residual* residual;
+
+  template <class Args>
+  __device__ __forceinline__ Source(const Args& args, int64_t row) {
+    RowOffsets<Args, 0, Operands::kCount> offset(args, row);
+    input = offset.template in<const T>(args, kInput);
+    if constexpr (kResidual) residual = offset.template in<const Residual>(args, kBeside);
+  }
+
+  __device__ __forceinline__ const T* begin() const { return input; }
+
+  template <int N, bool shifted, bool first, class F>
+  __device__ __forceinline__ void each(Held<N, shifted, first>& held, F f) const {
+    f(held.input, input);
+    if constexpr (kResidual) f(held.residual, residual);
+  }
+
+  template <int N, bool shifted, bool first>
+  __device__ __forceinline__ void combine(Held<N, shifted, first>& held) const {
+    held.input.widened(held.h);
+    if constexpr (kResidual) {
+      Accumulator other[N];
+      held.residual.widened(other);
+#pragma unroll
+      for (int i = 0; i < N; i++) held.h[i] += other[i];
+    }
+  }
+};
+
+}  // namespace srmsnorm
