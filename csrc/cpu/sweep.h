@@ -5,119 +5,10 @@
 #include <cmath>
 
 #include "instruction_sets.h"
-#include "vector.h"
+#include "rows.h"
 
 namespace srmsnorm::cpu {
 namespace {
-
-struct Absent {};
-
-// An operand's pointer to the row at hand.
-template <class T>
-struct Cursor {
-  T* row = nullptr;
-  const Rows* rows = nullptr;
-
-  void open(const Rows& operand) { rows = &operand; }
-  explicit operator bool() const { return rows->data; }
-
-  void seek(const int64_t* index, int levels) {
-    row = static_cast<T*>(rows->data);
-    for (int level = 0; level < levels; ++level) row += index[level] * rows->strides[level];
-  }
-  void next() { row += rows->strides[0]; }
-};
-
-template <>
-struct Cursor<Absent> {
-  void open(const Rows&) {}
-  void seek(const int64_t*, int) {}
-  void next() {}
-};
-
-template <class T>
-constexpr bool kPresent = !std::is_same_v<std::remove_const_t<T>, Absent>;
-
-template <class T, class Residual, class Sum>
-struct Forward {
-  using A = Accumulator<T>;
-  Cursor<const T> input;
-  Cursor<const Residual> residual;
-  Cursor<T> output;
-  Cursor<Sum> sum;
-  Cursor<A> rstd;
-  double eps;
-  A r = 0;
-
-  explicit Forward(const ForwardArgs& args) : eps(args.eps) {}
-
-  template <int W>
-  SRMSNORM_SIMD Vec<A, W> h(int64_t i) const {
-    auto value = load<W>(input.row + i);
-    if constexpr (kPresent<Residual>) value += load<W>(residual.row + i);
-    return value;
-  }
-
-  template <int W>
-  SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
-    auto value = h<W>(i);
-    return total + value * value;
-  }
-
-  void reduced(double mean) {
-    r = static_cast<A>(1 / std::sqrt(mean + eps));
-    if (rstd) *rstd.row = r;
-  }
-
-  static constexpr bool kTwoResults = kPresent<Sum>;
-  const T* result() const { return output.row; }
-
-  template <int W>
-  SRMSNORM_SIMD void write(int64_t i) const {
-    auto value = h<W>(i);
-    store<W>(output.row + i, value * r);
-    if constexpr (kPresent<Sum>) store<W>(sum.row + i, value);
-  }
-};
-
-template <class T, class GradSum, class GradInput, class GradResidual>
-struct Backward {
-  using A = Accumulator<T>;
-  Cursor<const T> grad_output, output;
-  Cursor<const A> rstd;
-  Cursor<const GradSum> grad_sum;
-  Cursor<GradInput> grad_input;
-  Cursor<GradResidual> grad_residual;
-  A r = 0, mean = 0;
-
-  explicit Backward(const BackwardArgs&) {}
-
-  template <int W>
-  SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
-    return total + load<W>(output.row + i) * load<W>(grad_output.row + i);
-  }
-
-  void reduced(double row_mean) {
-    r = *rstd.row;
-    mean = static_cast<A>(row_mean);
-  }
-
-  static constexpr bool kTwoResults = kPresent<GradInput> && kPresent<GradResidual>;
-  auto result() const {
-    if constexpr (kPresent<GradInput>)
-      return grad_input.row;
-    else
-      return grad_residual.row;
-  }
-
-  template <int W>
-  SRMSNORM_SIMD void write(int64_t i) const {
-    auto grad = r * (load<W>(grad_output.row + i) - load<W>(output.row + i) * mean);
-    if constexpr (kPresent<GradSum>) grad += load<W>(grad_sum.row + i);
-    if constexpr (kPresent<GradInput>) store<W>(grad_input.row + i, grad);
-    if constexpr (kPresent<GradResidual>) store<W>(grad_residual.row + i, grad);
-  }
-};
 
 // Folds a vector to one number, and on the way takes the elements that do not fill a vector: W / 2 of them, W / 4, ...
 template <int W, class Row>
@@ -251,8 +142,8 @@ auto with_type_beside(const Rows& rows, DType dtype, F f) {
 Sweep<ForwardArgs> select_forward(const ForwardArgs& args) {
   return with_type(args.input.dtype, [&]<class T>(T) {
     return with_type_beside<T>(args.residual, args.input.dtype, [&]<class R>(R) -> Sweep<ForwardArgs> {
-      if (kPresent<R> && args.sum.data) return sweep<Forward<T, R, R>>;
-      return sweep<Forward<T, R, Absent>>;
+      if (kPresent<R> && args.sum.data) return sweep<Forward<Source<T, R>, Normalized<T, R>>>;
+      return sweep<Forward<Source<T, R>, Normalized<T, Absent>>>;
     });
   });
 }

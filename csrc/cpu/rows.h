@@ -1,0 +1,138 @@
+// What a thread does with a row: forward (what h is, and what is made of it) and backward. Compiled once per
+// instruction set, as vector.h says.
+#pragma once
+#include <cmath>
+
+#include "../row_args.h"
+#include "vector.h"
+
+namespace srmsnorm::cpu {
+namespace {
+
+struct Absent {};
+
+// An operand's pointer to the row at hand.
+template <class T>
+struct Cursor {
+  T* row = nullptr;
+  const Rows* rows = nullptr;
+
+  void open(const Rows& operand) { rows = &operand; }
+  explicit operator bool() const { return rows->data; }
+
+  void seek(const int64_t* index, int levels) {
+    row = static_cast<T*>(rows->data);
+    for (int level = 0; level < levels; ++level) row += index[level] * rows->strides[level];
+  }
+  void next() { row += rows->strides[0]; }
+};
+
+template <>
+struct Cursor<Absent> {
+  void open(const Rows&) {}
+  void seek(const int64_t*, int) {}
+  void next() {}
+};
+
+template <class T>
+constexpr bool kPresent = !std::is_same_v<std::remove_const_t<T>, Absent>;
+
+// What h is: input, with or without a residual.
+template <class T, class Residual>
+struct Source {
+  using A = Accumulator<T>;
+  Cursor<const T> input;
+  Cursor<const Residual> residual;
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> h(int64_t i) const {
+    auto value = load<W>(input.row + i);
+    if constexpr (kPresent<Residual>) value += load<W>(residual.row + i);
+    return value;
+  }
+};
+
+// What is made of it: y, and the sum where it is asked for.
+template <class T, class Sum>
+struct Normalized {
+  using A = Accumulator<T>;
+  Cursor<T> output;
+  Cursor<Sum> sum;
+
+  static constexpr bool kTwoResults = kPresent<Sum>;
+  const T* result() const { return output.row; }
+
+  template <int W>
+  SRMSNORM_SIMD void write_made(Vec<A, W> h, A r, int64_t i) const {
+    store<W>(output.row + i, h * r);
+    if constexpr (kPresent<Sum>) store<W>(sum.row + i, h);
+  }
+};
+
+template <class Source, class Epilogue>
+struct Forward : Source, Epilogue {
+  using A = typename Source::A;
+  Cursor<A> rstd;
+  double eps;
+  A r = 0;
+
+  explicit Forward(const ForwardArgs& args) : eps(args.eps) {}
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
+    auto value = Source::template h<W>(i);
+    return total + value * value;
+  }
+
+  void reduced(double mean) {
+    r = static_cast<A>(1 / std::sqrt(mean + eps));
+    if (rstd) *rstd.row = r;
+  }
+
+  template <int W>
+  SRMSNORM_SIMD void write(int64_t i) const {
+    Epilogue::template write_made<W>(Source::template h<W>(i), r, i);
+  }
+};
+
+template <class T, class GradSum, class GradInput, class GradResidual>
+struct Backward {
+  using A = Accumulator<T>;
+  Cursor<const T> grad_output, output;
+  Cursor<const A> rstd;
+  Cursor<const GradSum> grad_sum;
+  Cursor<GradInput> grad_input;
+  Cursor<GradResidual> grad_residual;
+  A r = 0, mean = 0;
+
+  explicit Backward(const BackwardArgs&) {}
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
+    return total + load<W>(output.row + i) * load<W>(grad_output.row + i);
+  }
+
+  void reduced(double row_mean) {
+    r = *rstd.row;
+    mean = static_cast<A>(row_mean);
+  }
+
+  static constexpr bool kTwoResults = kPresent<GradInput> && kPresent<GradResidual>;
+  auto result() const {
+    if constexpr (kPresent<GradInput>)
+      return grad_input.row;
+    else
+      return grad_residual.row;
+  }
+
+  template <int W>
+  SRMSNORM_SIMD void write(int64_t i) const {
+    auto grad = r * (load<W>(grad_output.row + i) - load<W>(output.row + i) * mean);
+    if constexpr (kPresent<GradSum>) grad += load<W>(grad_sum.row + i);
+    if constexpr (kPresent<GradInput>) store<W>(grad_input.row + i, grad);
+    if constexpr (kPresent<GradResidual>) store<W>(grad_residual.row + i, grad);
+  }
+};
+
+}  // namespace
+}  // namespace srmsnorm::cpu
