@@ -101,7 +101,7 @@ class Ours(Provider):
         return self.ops._srms_norm(x, residual, EPS)
 
     def backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None) -> Tensor:
-        return self.ops._srms_norm_backward(grad_output, *saved, grad_sum)
+        return self.ops._srms_norm_backward_input(grad_output, *saved, grad_sum)
 
     def backward_pair(
         self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None

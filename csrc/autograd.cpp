@@ -5,7 +5,7 @@
 //   dr/dh = -r^2 y / dim
 //
 // Derivatives of b for a cotangent v:
-//   b_g = b(v, y, r),  b_y = -r (mean(v y) g + mean(g y) v),  b_r = sum(v g) - sum(v y) mean(y g)
+//   b_g = b(v, y, r),  b_y = -r (mean(v y) g + mean(y g) v),  b_r = dim (mean(v g) - mean(v y) mean(y g))
 #include <ATen/TensorOperators.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/function.h>
@@ -14,6 +14,7 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "ops.h"
@@ -30,18 +31,18 @@ constexpr uint64_t kFirstLevel = 0;  // of forward AD; functorch nests by wrappi
 
 Tensor wide(const Tensor& tensor, const Tensor& rstd) { return tensor.to(rstd.scalar_type()); }
 Tensor mean(const Tensor& a, const Tensor& b) { return (a * b).mean(-1, /*keepdim=*/true); }
-Tensor sum(const Tensor& a, const Tensor& b) { return (a * b).sum(-1, /*keepdim=*/true); }
+at::Scalar dim(const Tensor& tensor) { return tensor.sym_size(-1); }
 
 // In the wider dtype of the two; undefined is zero.
 Tensor plus(const Tensor& a, const Tensor& b) { return !a.defined() ? b : !b.defined() ? a : a + b; }
 
 Tensor cast(const Tensor& tensor, at::ScalarType dtype) { return tensor.defined() ? tensor.to(dtype) : tensor; }
 
-// r (v - y mean(y v)) in y's dtype; v may be wider than y, which the operator does not take.
-Tensor project(const Tensor& v, const Tensor& y, const Tensor& rstd) {
-  if (v.scalar_type() == y.scalar_type()) return op::_srms_norm_backward().call(v, y, rstd, {}, {});
+// r (v - y mean(y v)) in that dtype, y's or rstd's; v may be wider than y, which the operators do not take.
+Tensor project(const Tensor& v, const Tensor& y, const Tensor& rstd, at::ScalarType dtype) {
+  if (v.scalar_type() == y.scalar_type()) return _srms_norm_backward(v, y, rstd, {}, dtype);
   auto Y = wide(y, rstd), V = wide(v, rstd);
-  return (rstd.unsqueeze(-1) * (V - Y * mean(Y, V))).to(y.scalar_type());
+  return (rstd.unsqueeze(-1) * (V - Y * mean(Y, V))).to(dtype);
 }
 
 // The change of rstd under a change t of h.
@@ -51,70 +52,62 @@ Tensor rstd_tangent(const Tensor& t, const Tensor& y, const Tensor& rstd) {
 
 // Its transpose: what a gradient of rstd gives to h.
 Tensor rstd_gradient(const Tensor& v, const Tensor& y, const Tensor& rstd) {
-  return -(v * rstd * rstd).unsqueeze(-1) * wide(y, rstd) / at::Scalar(y.sym_size(-1));
+  return -(v * rstd * rstd).unsqueeze(-1) * wide(y, rstd) / dim(y);
 }
 
 // ---- reverse mode
 
-// What a gradient goes to, as far as saved tensors do not tell.
-struct Wanted {
-  bool input, residual, with_sum;
-  at::ScalarType residual_dtype;
-
-  int64_t encode() const { return input | residual << 1 | with_sum << 2 | static_cast<int64_t>(residual_dtype) << 3; }
-  static Wanted decode(int64_t code) {
-    return {(code & 1) != 0, (code & 2) != 0, (code & 4) != 0, static_cast<at::ScalarType>(code >> 3)};
-  }
-};
-
 // Of _srms_norm and _add_srms_norm. Saved: y, rstd. Gradients of: y, sum if there is one, rstd.
-struct NormBackward : SavedNode<NormBackward, 2, /*saves_outputs=*/true> {
+struct NormBackward : SavedNode<NormBackward, /*operands=*/2, /*saved_tensors=*/2, /*saves_outputs=*/true> {
   std::string name() const override { return "SRMSNormBackward"; }
 
-  static variable_list backward(const variable_list& grads, const variable_list& saved, int64_t code) {
-    auto wanted = Wanted::decode(code);
+  static variable_list backward(const variable_list& grads, const variable_list& saved, const Wanted<2>& wanted) {
     const Tensor &y = saved[0], &rstd = saved[1], &grad_output = grads.front(), &grad_rstd = grads.back();
-    const Tensor grad_sum = wanted.with_sum ? grads[1] : Tensor();
-    auto [grad_input, grad_residual] = gradients(grad_output, grad_sum, y, rstd, wanted);
-    if (grad_rstd.defined()) {  // beyond first order only
-      auto more = rstd_gradient(grad_rstd, y, rstd);
-      auto add = [&](const Tensor& to, at::ScalarType dtype) {
-        return to.defined() ? (wide(to, rstd) + more).to(dtype) : more.to(dtype);
-      };
-      if (wanted.input) grad_input = add(grad_input, y.scalar_type());
-      if (wanted.residual) grad_residual = add(grad_residual, wanted.residual_dtype);
-    }
-    return {grad_input, grad_residual};
+    const Tensor grad_sum = grads.size() == 3 ? grads[1] : Tensor();
+    auto gradients = first_order(grad_output, grad_sum, y, rstd, wanted);
+    if (!grad_rstd.defined()) return gradients;
+    auto more = rstd_gradient(grad_rstd, y, rstd);  // beyond first order only
+    for (size_t i = 0; i < gradients.size(); ++i)
+      if (wanted[i]) {
+        auto& grad = gradients[i];
+        grad = (grad.defined() ? wide(grad, rstd) + more : more).to(*wanted[i]);
+      }
+    return gradients;
   }
 
  private:
-  static std::tuple<Tensor, Tensor> gradients(const Tensor& grad_output, const Tensor& grad_sum, const Tensor& y,
-                                              const Tensor& rstd, Wanted wanted) {
-    auto dtype = y.scalar_type();
+  static variable_list first_order(const Tensor& grad_output, const Tensor& grad_sum, const Tensor& y,
+                                   const Tensor& rstd, const Wanted<2>& wanted) {
+    auto [input, residual] = wanted;
     if (!grad_output.defined())
-      return {wanted.input ? cast(grad_sum, dtype) : Tensor(), wanted.residual ? grad_sum : Tensor()};
-    if (wanted.input && wanted.residual && wanted.residual_dtype != dtype)
-      return op::_srms_norm_backward_pair().call(grad_output, y, rstd, grad_sum);
-    auto one =
-        op::_srms_norm_backward().call(grad_output, y, rstd, grad_sum, wanted.input ? dtype : wanted.residual_dtype);
-    return {wanted.input ? one : Tensor(), wanted.residual ? one : Tensor()};
+      return {input ? cast(grad_sum, *input) : Tensor(), residual ? cast(grad_sum, *residual) : Tensor()};
+    if (input && residual && input != residual) {
+      auto [narrow, full] = op::_srms_norm_backward_pair().call(grad_output, y, rstd, grad_sum);
+      return {narrow, full};
+    }
+    auto grad = _srms_norm_backward(grad_output, y, rstd, grad_sum, input ? input : residual);
+    return {input ? grad : Tensor(), residual ? grad : Tensor()};
   }
 };
 
-// Of _srms_norm_backward and _srms_norm_backward_pair. Saved: grad_output, y, rstd. Gradients of: each output.
-struct NormDoubleBackward : SavedNode<NormDoubleBackward, 3, /*saves_outputs=*/false> {
+// Of the operators that NormBackward calls. Saved: grad_output, y, rstd. Gradients of: each output.
+struct NormDoubleBackward
+    : SavedNode<NormDoubleBackward, /*operands=*/4, /*saved_tensors=*/3, /*saves_outputs=*/false> {
   std::string name() const override { return "SRMSNormDoubleBackward"; }
 
-  // grad_sum_dtype: Undefined where there was none.
-  static variable_list backward(const variable_list& grads, const variable_list& saved, int64_t grad_sum_dtype) {
+  static variable_list backward(const variable_list& grads, const variable_list& saved, const Wanted<4>& wanted) {
     const Tensor &g = saved[0], &y = saved[1], &rstd = saved[2];
     auto v = grads.size() == 1 ? grads[0] : plus(grads[0], grads[1]);
-    if (!v.defined()) return {Tensor(), Tensor(), Tensor(), Tensor()};
-    auto G = wide(g, rstd), Y = wide(y, rstd), V = wide(v, rstd), r = rstd.unsqueeze(-1);
-    auto dtype = static_cast<at::ScalarType>(grad_sum_dtype);
-    return {project(v, y, rstd), (-r * (mean(V, Y) * G + mean(G, Y) * V)).to(y.scalar_type()),
-            (sum(V, G) - sum(V, Y) * mean(Y, G)).squeeze(-1),
-            dtype == at::ScalarType::Undefined ? Tensor() : v.to(dtype)};
+    variable_list gradients(4);
+    if (!v.defined()) return gradients;
+    if (wanted[0]) gradients[0] = project(v, y, rstd, *wanted[0]);
+    if (wanted[1] || wanted[2]) {
+      auto G = wide(g, rstd), Y = wide(y, rstd), V = wide(v, rstd), vy = mean(V, Y), yg = mean(Y, G);
+      if (wanted[1]) gradients[1] = (-rstd.unsqueeze(-1) * (vy * G + yg * V)).to(*wanted[1]);
+      if (wanted[2]) gradients[2] = ((mean(V, G) - vy * yg) * dim(y)).squeeze(-1);
+    }
+    if (wanted[3]) gradients[3] = v.to(*wanted[3]);
+    return gradients;
   }
 };
 
@@ -126,27 +119,36 @@ void set_tangent(const Tensor& tensor, const Tensor& value) {
   tensor._set_fw_grad(value, kFirstLevel, /*is_inplace_op=*/false);
 }
 
-void norm_tangents(const Tensor& input, const Tensor& residual, const Tensor& y, const Tensor& sum,
-                   const Tensor& rstd) {
-  auto t = plus(tangent(input), tangent(residual));
-  if (!t.defined()) return;
-  auto Y = primal(y), r = primal(rstd);
-  set_tangent(y, project(t, Y, r));
-  set_tangent(rstd, rstd_tangent(t, Y, r));
-  if (sum.defined()) set_tangent(sum, t.to(sum.scalar_type()));
+// A tangent of one of these is copied on its way to an output: else a change of the output in place would change it.
+Tensor own(const Tensor& value, at::ScalarType dtype, std::initializer_list<Tensor> arguments) {
+  bool shared = std::any_of(arguments.begin(), arguments.end(), [&](const Tensor& t) { return value.is_same(t); });
+  return value.to(dtype, /*non_blocking=*/false, /*copy=*/shared);
 }
 
-// In the accumulation type; undefined where no operand carries a tangent.
-Tensor norm_backward_tangent(const Tensor& grad_output, const Tensor& y, const Tensor& rstd, const Tensor& grad_sum) {
-  auto tg = tangent(grad_output), ty = tangent(y), tr = tangent(rstd), ts = tangent(grad_sum);
-  if (!tg.defined() && !ty.defined() && !tr.defined() && !ts.defined()) return Tensor();
-  auto r = primal(rstd), R = r.unsqueeze(-1), G = wide(primal(grad_output), r), Y = wide(primal(y), r);
-  Tensor t;
-  if (tg.defined()) t = wide(project(tg, primal(y), r), r);
-  if (ty.defined()) t = plus(t, -R * (wide(ty, r) * mean(Y, G) + Y * mean(wide(ty, r), G)));
-  if (tr.defined()) t = plus(t, tr.unsqueeze(-1) * (G - Y * mean(Y, G)));
-  if (ts.defined()) t = plus(t, wide(ts, r));
-  return t;
+void norm_tangents(const Tensor& input, const Tensor& residual, const Tensor& y, const Tensor& sum,
+                   const Tensor& rstd) {
+  auto ti = tangent(input), tr = tangent(residual), t = plus(ti, tr);
+  if (!t.defined()) return;
+  auto Y = primal(y), r = primal(rstd);
+  set_tangent(y, project(t, Y, r, Y.scalar_type()));
+  set_tangent(rstd, rstd_tangent(t, Y, r));
+  if (sum.defined()) set_tangent(sum, own(t, sum.scalar_type(), {ti, tr}));
+}
+
+void norm_backward_tangents(const Tensor& grad_output, const Tensor& y, const Tensor& rstd, const MaybeTensor& grad_sum,
+                            std::initializer_list<Tensor> gradients) {
+  auto tg = tangent(grad_output), ty = tangent(y), tr = tangent(rstd), ts = tangent(grad_sum.value_or(Tensor()));
+  if (!tg.defined() && !ty.defined() && !tr.defined() && !ts.defined()) return;
+  auto r = primal(rstd);
+  Tensor t;  // in the accumulation type, but for the sum's own
+  if (tg.defined()) t = project(tg, primal(y), r, r.scalar_type());
+  if (ty.defined() || tr.defined()) {
+    auto G = wide(primal(grad_output), r), Y = wide(primal(y), r), yg = mean(Y, G);
+    if (ty.defined()) t = plus(t, -r.unsqueeze(-1) * (wide(ty, r) * yg + Y * mean(wide(ty, r), G)));
+    if (tr.defined()) t = plus(t, tr.unsqueeze(-1) * (G - Y * yg));
+  }
+  if (ts.defined()) t = plus(t, ts);
+  for (const auto& gradient : gradients) set_tangent(gradient, own(t, gradient.scalar_type(), {ts}));
 }
 
 // ---- the Autograd kernels
@@ -162,21 +164,17 @@ auto below_autograd(const Operator& op, c10::DispatchKeySet keys, Args&&... args
   return op.redispatch(keys & c10::after_autograd_keyset, std::forward<Args>(args)...);
 }
 
-NodeOf<NormBackward> norm_node(const Tensor& input, const MaybeTensor& residual, bool with_sum) {
+NodeOf<NormBackward> norm_node(const Tensor& input, const MaybeTensor& residual) {
   NodeOf<NormBackward> node;
   if (!compute_requires_grad(input, residual)) return node;
   node = make_node<NormBackward>();
   node->set_next_edges(collect_next_edges(input, residual));
-  bool has_residual = residual && residual->defined();
-  node->code = Wanted{input.requires_grad(), has_residual && residual->requires_grad(), with_sum,
-                      has_residual ? residual->scalar_type() : input.scalar_type()}
-                   .encode();
   return node;
 }
 
 std::tuple<Tensor, Tensor> _srms_norm(c10::DispatchKeySet keys, const Tensor& input, const MaybeTensor& residual,
                                       MaybeDouble eps) {
-  auto node = norm_node(input, residual, /*with_sum=*/false);
+  auto node = norm_node(input, residual);
   auto [y, rstd] = below_autograd(op::_srms_norm(), keys, input, residual, eps);
   if (node) set_history(variable_list{y, rstd}, node);
   norm_tangents(input, residual.value_or(Tensor()), y, Tensor(), rstd);
@@ -186,7 +184,7 @@ std::tuple<Tensor, Tensor> _srms_norm(c10::DispatchKeySet keys, const Tensor& in
 
 std::tuple<Tensor, Tensor, Tensor> _add_srms_norm(c10::DispatchKeySet keys, const Tensor& input, const Tensor& residual,
                                                   MaybeDouble eps) {
-  auto node = norm_node(input, residual, /*with_sum=*/true);
+  auto node = norm_node(input, residual);
   auto [y, sum, rstd] = below_autograd(op::_add_srms_norm(), keys, input, residual, eps);
   if (node) set_history(variable_list{y, sum, rstd}, node);
   norm_tangents(input, residual, y, sum, rstd);
@@ -215,18 +213,16 @@ NodeOf<NormDoubleBackward> double_backward_node(const Tensor& grad_output, const
   node = make_node<NormDoubleBackward>();
   node->set_next_edges(collect_next_edges(grad_output, output, rstd, grad_sum));
   node->save({grad_output, output, rstd});
-  auto dtype = grad_sum && grad_sum->defined() ? grad_sum->scalar_type() : at::ScalarType::Undefined;
-  node->code = static_cast<int64_t>(dtype);
   return node;
 }
 
-Tensor _srms_norm_backward(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& output,
-                           const Tensor& rstd, const MaybeTensor& grad_sum, MaybeDtype dtype) {
+template <auto op>
+Tensor norm_backward(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
+                     const MaybeTensor& grad_sum) {
   auto node = double_backward_node(grad_output, output, rstd, grad_sum);
-  auto dh = below_autograd(op::_srms_norm_backward(), keys, grad_output, output, rstd, grad_sum, dtype);
+  auto dh = below_autograd(op(), keys, grad_output, output, rstd, grad_sum);
   if (node) set_history(dh, node);
-  if (auto t = norm_backward_tangent(grad_output, output, rstd, grad_sum.value_or(Tensor())); t.defined())
-    set_tangent(dh, t.to(dh.scalar_type()));
+  norm_backward_tangents(grad_output, output, rstd, grad_sum, {dh});
   return dh;
 }
 
@@ -236,10 +232,7 @@ std::tuple<Tensor, Tensor> _srms_norm_backward_pair(c10::DispatchKeySet keys, co
   auto node = double_backward_node(grad_output, output, rstd, grad_sum);
   auto [narrow, full] = below_autograd(op::_srms_norm_backward_pair(), keys, grad_output, output, rstd, grad_sum);
   if (node) set_history(variable_list{narrow, full}, node);
-  if (auto t = norm_backward_tangent(grad_output, output, rstd, grad_sum.value_or(Tensor())); t.defined()) {
-    set_tangent(narrow, t.to(narrow.scalar_type()));
-    set_tangent(full, t.to(full.scalar_type()));
-  }
+  norm_backward_tangents(grad_output, output, rstd, grad_sum, {narrow, full});
   return {narrow, full};
 }
 
@@ -276,7 +269,8 @@ TORCH_LIBRARY_IMPL(srmsnorm, Autograd, m) {
   m.impl("add_srms_norm_", &add_srms_norm_);
   m.impl("_srms_norm", &_srms_norm);
   m.impl("_add_srms_norm", &_add_srms_norm);
-  m.impl("_srms_norm_backward", &_srms_norm_backward);
+  m.impl("_srms_norm_backward_input", &norm_backward<op::_srms_norm_backward_input>);
+  m.impl("_srms_norm_backward_residual", &norm_backward<op::_srms_norm_backward_residual>);
   m.impl("_srms_norm_backward_pair", &_srms_norm_backward_pair);
 }
 

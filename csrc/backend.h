@@ -43,14 +43,14 @@ struct Kernels {
     return {done.output, done.sum, done.rstd};
   }
 
-  static Tensor _srms_norm_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
-                                    const MaybeTensor& grad_sum, MaybeDtype dtype) {
-    auto wanted = dtype.value_or(output.scalar_type());
-    TORCH_CHECK(wanted == output.scalar_type() || wanted == at::kFloat, "srmsnorm: dtype must be that of output (",
-                output.scalar_type(), ") or float32, got ", wanted);
-    bool narrow = wanted == output.scalar_type();
-    auto done = run(prepare_backward(grad_output, output, rstd, grad_sum, {.input = narrow, .residual = !narrow}));
-    return narrow ? done.grad_input : done.grad_residual;
+  static Tensor _srms_norm_backward_input(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
+                                          const MaybeTensor& grad_sum) {
+    return run(prepare_backward(grad_output, output, rstd, grad_sum, {.input = true})).grad_input;
+  }
+
+  static Tensor _srms_norm_backward_residual(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
+                                             const MaybeTensor& grad_sum) {
+    return run(prepare_backward(grad_output, output, rstd, grad_sum, {.residual = true})).grad_residual;
   }
 
   static std::tuple<Tensor, Tensor> _srms_norm_backward_pair(const Tensor& grad_output, const Tensor& output,
@@ -65,7 +65,8 @@ struct Kernels {
     m.impl("add_srms_norm_", &add_srms_norm_);
     m.impl("_srms_norm", &_srms_norm);
     m.impl("_add_srms_norm", &_add_srms_norm);
-    m.impl("_srms_norm_backward", &_srms_norm_backward);
+    m.impl("_srms_norm_backward_input", &_srms_norm_backward_input);
+    m.impl("_srms_norm_backward_residual", &_srms_norm_backward_residual);
     m.impl("_srms_norm_backward_pair", &_srms_norm_backward_pair);
   }
 };

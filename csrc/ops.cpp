@@ -148,6 +148,16 @@ BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output
   return tensors;
 }
 
+Tensor _srms_norm_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
+                           const MaybeTensor& grad_sum, MaybeDtype dtype) {
+  auto wanted = dtype.value_or(output.scalar_type());
+  TORCH_CHECK(wanted == output.scalar_type() || wanted == at::kFloat, "srmsnorm: dtype must be that of output (",
+              output.scalar_type(), ") or float32, got ", wanted);
+  const auto& backward =
+      wanted == output.scalar_type() ? op::_srms_norm_backward_input() : op::_srms_norm_backward_residual();
+  return backward.call(grad_output, output, rstd, grad_sum);
+}
+
 namespace {
 
 // Shapes and strides are all that a Meta tensor has.
@@ -165,12 +175,17 @@ TORCH_LIBRARY(srmsnorm, m) {
   // The operators that gradients go through: the public ones call them where a gradient may be asked for.
   m.def("_srms_norm(Tensor input, Tensor? residual, float? eps) -> (Tensor output, Tensor rstd)");
   m.def("_add_srms_norm(Tensor input, Tensor residual, float? eps) -> (Tensor output, Tensor sum, Tensor rstd)");
+  m.def("_srms_norm_backward_input(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> Tensor");
   m.def(
-      "_srms_norm_backward(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None, *, "
-      "ScalarType? dtype=None) -> Tensor");
+      "_srms_norm_backward_residual(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> Tensor");
   m.def(
       "_srms_norm_backward_pair(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> "
       "(Tensor grad_input, Tensor grad_residual)");
+  // For programs that were written before the two above; composite, so that tracers see those.
+  m.def(
+      "_srms_norm_backward(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None, *, "
+      "ScalarType? dtype=None) -> Tensor",
+      &_srms_norm_backward);
 }
 
 TORCH_LIBRARY_IMPL(srmsnorm, Meta, m) { Kernels<Meta>::add_to(m); }
@@ -185,7 +200,7 @@ static void built_without_cuda(const c10::OperatorHandle& op, c10::DispatchKeySe
 
 TORCH_LIBRARY_IMPL(srmsnorm, CUDA, m) {
   for (const char* name : {"srms_norm", "add_srms_norm", "add_srms_norm_", "_srms_norm", "_add_srms_norm",
-                           "_srms_norm_backward", "_srms_norm_backward_pair"})
+                           "_srms_norm_backward_input", "_srms_norm_backward_residual", "_srms_norm_backward_pair"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&built_without_cuda>());
 }
 #endif

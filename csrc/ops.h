@@ -31,12 +31,17 @@ SRMSNORM_OPERATOR(add_srms_norm, std::tuple<Tensor, Tensor>(const Tensor&, const
 SRMSNORM_OPERATOR(add_srms_norm_, void(const Tensor&, const Tensor&, MaybeDouble))
 SRMSNORM_OPERATOR(_srms_norm, std::tuple<Tensor, Tensor>(const Tensor&, const MaybeTensor&, MaybeDouble))
 SRMSNORM_OPERATOR(_add_srms_norm, std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble))
-SRMSNORM_OPERATOR(_srms_norm_backward,
-                  Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&, MaybeDtype))
+SRMSNORM_OPERATOR(_srms_norm_backward_input, Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&))
+SRMSNORM_OPERATOR(_srms_norm_backward_residual, Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&))
 SRMSNORM_OPERATOR(_srms_norm_backward_pair,
                   std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&))
 }  // namespace op
 #undef SRMSNORM_OPERATOR
+
+// The operator that has a dtype for an argument, as the choice between those of a gradient each. Graphs hold these: the
+// number of a ScalarType in an exported graph is not c10's, and AOTInductor of torch 2.11 takes it for another dtype.
+Tensor _srms_norm_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
+                           const MaybeTensor& grad_sum, MaybeDtype dtype);
 
 // ---- what a call reads and writes; an undefined tensor is absent
 
@@ -51,7 +56,7 @@ struct ForwardOutputs {
 };
 
 struct Gradients {
-  bool input = true, residual = false;
+  bool input = false, residual = false;
 };
 
 // float64 for float64, float32 for the other three; an error for any other dtype.

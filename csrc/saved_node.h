@@ -1,13 +1,15 @@
-// An autograd Node whose backward is a static function of (gradients, saved tensors, one integer): the form that eager
-// autograd, double backward and compiled autograd can all call.
+// An autograd Node whose backward is a static function of (gradients, saved tensors, what is wanted): the form that
+// eager autograd, double backward and compiled autograd can all call.
 #pragma once
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
+#include <algorithm>
 #include <array>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
 
@@ -37,13 +39,17 @@ auto pointer_to(Node& node) {
 template <class T>
 using NodeOf = decltype(make_node<T>());
 
-// Self has: static variable_list backward(const variable_list& grads, const variable_list& saved, int64_t code)
-template <class Self, size_t N, bool saves_outputs>
+// Of each operand the dtype of its gradient; none where nobody asks for it.
+template <size_t operands>
+using Wanted = std::array<std::optional<at::ScalarType>, operands>;
+
+// Self has: static variable_list backward(const variable_list& grads, const variable_list& saved,
+//                                         const Wanted<operands>& wanted)
+template <class Self, size_t operands, size_t saved_tensors, bool saves_outputs>
 struct SavedNode : torch::autograd::Node {
   using variable_list = torch::autograd::variable_list;
 
-  std::array<torch::autograd::SavedVariable, N> saved;
-  int64_t code = 0;  // what backward needs to know and the saved tensors do not tell
+  std::array<torch::autograd::SavedVariable, saved_tensors> saved;
 
   void save(std::initializer_list<at::Tensor> tensors) {
     size_t i = 0;
@@ -52,7 +58,7 @@ struct SavedNode : torch::autograd::Node {
 
   variable_list apply(variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);
-    return Self::backward(grads, unpack(), code);
+    return Self::backward(grads, unpack(), wanted());
   }
 
   void release_variables() override {
@@ -61,40 +67,53 @@ struct SavedNode : torch::autograd::Node {
   }
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    // Not what is wanted: the edges' dtypes and the nodes that the task reaches are in the cache's key already.
     for (auto& variable : saved) args.collect(variable, saves_outputs);
-    args.collect(code);
   }
 
   // Compiled autograd: backward is bound once and put into its graph as a call.
   variable_list apply_with_saved(const variable_list& inputs,
                                  torch::dynamo::autograd::SwapSavedVariables& swap) override {
     namespace compiled = torch::dynamo::autograd;
+    using Dtypes = std::vector<std::optional<at::ScalarType>>;
     for (auto& variable : saved) swap.before(variable);
-    swap.before(code);
     compiled::PackedArgs args;
     args.pack(unpack());
-    args.pack(code);
+    auto dtypes = wanted();
+    args.pack(Dtypes(dtypes.begin(), dtypes.end()));
     const auto& compiler = compiled::getPyCompilerInterface();
     static const std::string function =
         compiler->bind_function(swap.get_py_compiler(), "srmsnorm_" + name(),
                                 [](const variable_list& grads, const std::vector<c10::IValue>& packed) {
                                   compiled::PackedArgs args(packed);
                                   auto tensors = args.unpack<std::vector<at::Tensor>>();
-                                  auto code = args.unpack<int64_t>();
-                                  return Self::backward(grads, tensors, code);
+                                  auto dtypes = args.unpack<Dtypes>();
+                                  Wanted<operands> wanted;
+                                  std::copy_n(dtypes.begin(), operands, wanted.begin());
+                                  return Self::backward(grads, tensors, wanted);
                                 },
                                 {compiled::IValuePacker<std::vector<at::Tensor>>::packed_type(),
-                                 compiled::IValuePacker<int64_t>::packed_type()});
+                                 compiled::IValuePacker<Dtypes>::packed_type()});
     auto metadata = compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
         compiled::get_input_metadata(next_edges()));
     auto outputs =
         compiler->call_function(swap.get_py_compiler(), "apply_functional", function, inputs, args.vec(), metadata);
     for (auto& variable : saved) swap.after(variable);
-    swap.after(code);
     return outputs;
   }
 
  private:
+  // By the task that runs: it may be after some operands' gradients only (autograd.grad with inputs, torch.func).
+  Wanted<operands> wanted() const {
+    Wanted<operands> dtypes;
+    for (size_t i = 0; i < operands; ++i)
+      if (task_should_compute_output(i)) {
+        const auto& edge = next_edge(i);
+        dtypes[i] = edge.function->input_metadata(edge.input_nr).dtype().toScalarType();
+      }
+    return dtypes;
+  }
+
   variable_list unpack() {
     variable_list tensors;
     for (auto& variable : saved) tensors.push_back(saves_outputs ? variable.unpack(self()) : variable.unpack());

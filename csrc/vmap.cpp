@@ -96,8 +96,10 @@ TORCH_LIBRARY_IMPL(srmsnorm, FuncTorchBatched, m) {
   m.impl("add_srms_norm_", &add_srms_norm_);
   m.impl("_srms_norm", &Rule<op::_srms_norm>::call);
   m.impl("_add_srms_norm", &Rule<op::_add_srms_norm>::call);
-  m.impl("_srms_norm_backward", &Rule<op::_srms_norm_backward>::call);
+  m.impl("_srms_norm_backward_input", &Rule<op::_srms_norm_backward_input>::call);
+  m.impl("_srms_norm_backward_residual", &Rule<op::_srms_norm_backward_residual>::call);
   m.impl("_srms_norm_backward_pair", &Rule<op::_srms_norm_backward_pair>::call);
+  m.impl("_srms_norm_backward", &_srms_norm_backward);  // functorch does not look for composite kernels itself
 }
 
 }  // namespace srmsnorm

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 from torch.distributed.tensor._dtensor_spec import DTensorSpec
-from torch.distributed.tensor._op_schema import OpSchema, OpSpec, OpStrategy, RuntimeSchemaInfo
+from torch.distributed.tensor._op_schema import OpSchema, OpSpec, OpStrategy
 
 __all__: list[str] = []
 
@@ -76,13 +76,11 @@ def _register() -> None:
     ops = torch.ops.srmsnorm
     rules = {
         _forward: [ops.srms_norm, ops.add_srms_norm, ops.add_srms_norm_, ops._srms_norm, ops._add_srms_norm],
-        _backward: [ops._srms_norm_backward, ops._srms_norm_backward_pair],
+        _backward: [ops._srms_norm_backward_input, ops._srms_norm_backward_residual, ops._srms_norm_backward_pair],
     }
-    # Results' dtypes are cached along with their placements: the key must hold the argument that they depend on.
-    cache_key = RuntimeSchemaInfo(static_kwargkey=["dtype"])
     for rule, packets in rules.items():
         for packet in packets:
-            propagator.register_op_strategy(packet.default, partial(_strategy, rule), cache_key)
+            propagator.register_op_strategy(packet.default, partial(_strategy, rule))
 
 
 _register()

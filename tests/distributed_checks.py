@@ -371,16 +371,20 @@ def only_some_operands_need_a_gradient():
 
 @check(2, 4)
 def the_dtype_of_a_gradient_is_not_cached():
-    """DTensor keeps an operator's result types by its operands' types; what depends on more must be in the key."""
+    """DTensor keeps an operator's result types by its operands' types alone. In inference mode there is no autograd key
+    at which the operator with a dtype would become the one for it."""
     shape = (4, DIM)
     y, rstd = ops._srms_norm(tensor(*shape, dtype=torch.bfloat16), None, 1e-6)
     g, gs = tensor(*shape, dtype=torch.bfloat16, seed=1), tensor(*shape, dtype=torch.float32, seed=2)
     mesh = flat_mesh()
     G, Y, RSTD, GS = (distribute_tensor(t, mesh, [Shard(0)]) for t in (g, y, rstd, gs))
-    for dtype in (torch.bfloat16, torch.float32, None, torch.float32, torch.bfloat16):
-        for whole, distributed in ((None, None), (gs, GS), (None, None)):
-            expected = ops._srms_norm_backward(g, y, rstd, whole, dtype=dtype)
-            assert_is(ops._srms_norm_backward(G, Y, RSTD, distributed, dtype=dtype), [Shard(0)], expected)
+    for inference in (False, True, False):
+        for dtype in (torch.bfloat16, torch.float32, None, torch.float32, torch.bfloat16):
+            for whole, distributed in ((None, None), (gs, GS), (None, None)):
+                expected = ops._srms_norm_backward(g, y, rstd, whole, dtype=dtype)
+                with torch.inference_mode(inference):
+                    actual = ops._srms_norm_backward(G, Y, RSTD, distributed, dtype=dtype)
+                assert_is(actual, [Shard(0)], expected)
 
 
 @check(2, 4)

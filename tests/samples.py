@@ -149,6 +149,8 @@ def calls(kind, shape, device="cpu", *, layout=contiguous):
     found = [
         ("srms_norm", (x,), {"eps": 1e-3}),
         ("_srms_norm", (x, None, 1e-3), {}),
+        ("_srms_norm_backward_input", (g, y, rstd), {}),
+        ("_srms_norm_backward_input", (g, y, rstd, gh), {}),
         ("_srms_norm_backward", (g, y, rstd), {}),
         ("_srms_norm_backward", (g, y, rstd, gh), {}),
     ]
@@ -163,6 +165,8 @@ def calls(kind, shape, device="cpu", *, layout=contiguous):
             found.append(("add_srms_norm_", (x.clone(), stream.clone()), {"eps": 1e-3}))
     if kind in MIXED:
         found += [
+            ("_srms_norm_backward_residual", (g, y, rstd), {}),
+            ("_srms_norm_backward_residual", (g, y, rstd, gh), {}),
             ("_srms_norm_backward", (g, y, rstd, gh), {"dtype": FLOAT}),
             ("_srms_norm_backward_pair", (g, y, rstd), {}),
             ("_srms_norm_backward_pair", (g, y, rstd, gh), {}),

@@ -180,7 +180,7 @@ def test_the_slow_path_is_an_error():
         vmap(without_a_rule)(torch.ones(2, 3))
 
 
-FORWARD, WITH_SUM, BACKWARD = "srmsnorm::_srms_norm", "srmsnorm::_add_srms_norm", "srmsnorm::_srms_norm_backward"
+FORWARD, WITH_SUM, BACKWARD = "srmsnorm::_srms_norm", "srmsnorm::_add_srms_norm", "srmsnorm::_srms_norm_backward_input"
 COUNTED = {
     "every batch dim": (lambda x, r: [vmap(norm, in_dims=i)(x) for i in (0, 1, 2)], ["srmsnorm::srms_norm"] * 3),
     "nested": (lambda x, r: vmap(vmap(norm))(x, r), ["srmsnorm::srms_norm"]),

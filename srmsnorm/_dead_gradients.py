@@ -1,0 +1,64 @@
+"""torch.compile with Inductor: a pair of gradients of which one is used becomes the operator for that one.
+
+Where autograd runs, it asks for what is needed. A graph may still hold a pair with a dead half: from torch.func.vjp or
+grad where one gradient is dropped, or from a backward of the user's own that ignores what it gets. Only the graph
+knows, so this is a pass of Inductor's. It is registered when the first pair is traced for Inductor; where Inductor's
+names have moved, the pair stays.
+"""
+
+import functools
+import sys
+from typing import Any
+
+import torch
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+
+from . import _library  # noqa: F401  the operators
+
+__all__: list[str] = []
+
+_ops = torch.ops.srmsnorm
+_pair = _ops._srms_norm_backward_pair.default
+_singles: dict[Any, Any] = {
+    0: _ops._srms_norm_backward_input.default,
+    1: _ops._srms_norm_backward_residual.default,
+}
+
+
+def _trace(mode: Any, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if "torch._inductor.compile_fx" in sys.modules:
+        _register_pass()
+    return mode.__torch_dispatch__(function, types, args, kwargs)
+
+
+@functools.cache
+def _register_pass() -> None:
+    try:
+        from torch._inductor.fx_passes.post_grad import pass_patterns
+        from torch._inductor.pattern_matcher import CallFunctionVarArgs, register_graph_pattern
+
+        register_graph_pattern(
+            CallFunctionVarArgs(_pair),
+            extra_check=lambda match: len(_used(match.output_node())) == 1,
+            pass_dict=pass_patterns[0],
+        )(_keep_one)
+    except (ImportError, AttributeError, LookupError, TypeError):
+        pass
+
+
+def _used(pair: torch.fx.Node) -> list[torch.fx.Node]:
+    return [half for half in pair.users if half.users]
+
+
+def _keep_one(match: Any, *args: Any, **kwargs: Any) -> None:
+    pair = match.output_node()
+    (half,) = _used(pair)
+    with match.graph.inserting_before(pair):
+        single = match.graph.call_function(_singles[half.args[1]], pair.args, pair.kwargs)
+    single.meta.update(half.meta)
+    half.replace_all_uses_with(single)
+    for node in (*pair.users, pair):
+        match.graph.erase_node(node)
+
+
+torch.library.register_torch_dispatch(_pair, ProxyTorchDispatchMode, _trace)
