@@ -12,6 +12,7 @@
 
 #include "../csrc/cuda/backward.cuh"
 #include "../csrc/cuda/forward.cuh"
+#include "../csrc/cuda/gpu.cu"
 #include "../csrc/cuda/launcher.cuh"
 
 namespace {
@@ -84,18 +85,22 @@ float median_us(const std::function<cudaError_t()>& call) {
   return times[kRepeats / 2];
 }
 
-// As launch() in launcher.cuh, which keeps blocks apart where there are the largest clusters.
+const Gpu& this_gpu() {
+  static const Gpu described = [] {
+    Gpu gpu;
+    check(cuda::describe(0, gpu), "the GPU");
+    return gpu;
+  }();
+  return described;
+}
+
+// As launch() in launcher.cuh.
 template <class Op>
 int shared_of(const Candidate& c, int64_t dim, bool flat) {
-  if (c.resident > 0) return shared_bytes_for(c.resident);
-  static const int major = [] {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMajor, 0), "compute capability");
-    return value;
-  }();
-  bool limited = c.resident == kAsLaunched && flat && (c.kept || c.cluster > 1) && (major == 9 || major == 10);
+  if (c.resident > 0) return shared_bytes_for(c.resident, this_gpu());
+  bool limited = c.resident == kAsLaunched && flat && (c.kept || c.cluster > 1) && keeps_apart(this_gpu());
   LaunchPlan plan{16 / sizeof(T), c.threads, c.rows, c.vectors, c.cluster, false, false, !flat};
-  return shared_bytes<Op>(plan, dim, limited && Op::kChunks.late == 0).of_call;
+  return shared_bytes<Op>(plan, dim, limited && Op::kChunks.late == 0, this_gpu()).of_call;
 }
 
 // -1 where the launch is not possible.

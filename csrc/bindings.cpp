@@ -57,7 +57,9 @@ py::dict launch_plan(int64_t dim, at::ScalarType dtype, std::optional<at::Scalar
   auto chunks =
       backward ? backward_chunks(size, grad_sum ? beside : 0) : forward_chunks(size, residual_dtype ? beside : 0);
   auto alignment = !in_phase ? Alignment::Any : aligned ? Alignment::Whole : Alignment::InPhase;
-  LaunchPlan plan = plan_launch(dim, size, chunks, alignment, max_cluster);
+  Gpu gpu;
+  gpu.largest_cluster = max_cluster;
+  LaunchPlan plan = plan_launch(dim, size, chunks, alignment, gpu);
   py::dict dict;
   dict["vector_elements"] = plan.vector_elements;
   dict["threads_per_row"] = plan.threads_per_row;

@@ -65,8 +65,9 @@ def launch_plan(
         grad_sum: in backward, whether the sum has a gradient.
         aligned: whether every row of every operand begins at a multiple of 16 bytes.
         in_phase: whether all operands' rows begin as many elements past one.
-        max_cluster: blocks in the device's largest thread block cluster: 16 for compute capability 9 and 10, 8 for
-            later ones, 1 for those before, which have none.
+        max_cluster: blocks in the largest thread block cluster that there is room for: 16 on a whole GPU of compute
+            capability 9 or 10, 8 on later ones, fewer in a small part of one (MIG, a green context), and 1 where there
+            are none: before compute capability 9, and in code that was compiled for it.
 
     Returns:
         The plan's integers and flags by name (threads per row, rows per block, vectors, ...).

@@ -18,12 +18,12 @@ KEYS = {"threads_per_row", "rows_per_block", "vectors", "cluster", "twice", "shi
 ALIGNMENTS = [{"aligned": True}, {"aligned": False}, {"in_phase": False}]
 FORWARD = [
     (kind, {**alignment, "max_cluster": cluster})
-    for kind, alignment, cluster in itertools.product(samples.KINDS, ALIGNMENTS, (1, 8, 16))
+    for kind, alignment, cluster in itertools.product(samples.KINDS, ALIGNMENTS, (1, 2, 4, 8, 16))
 ]
 BACKWARD = [
     (kind, {"backward": True, "grad_sum": grad_sum, **alignment, "max_cluster": cluster})
     for kind, grad_sum, alignment, cluster in itertools.product(
-        [kind for kind in samples.KINDS if kind.residual != kind.dtype], (True, False), ALIGNMENTS, (1, 16)
+        [kind for kind in samples.KINDS if kind.residual != kind.dtype], (True, False), ALIGNMENTS, (1, 4, 16)
     )
 ]
 POWERS = sorted({2**k + step for k in range(17, 21) for step in (-1, 0, 1)})
@@ -224,11 +224,12 @@ def test_kernels_compile_for_other_architectures(architecture, tmp_path):
 RESIDENT = """
 #include "{csrc}/cuda/launch.h"
 using namespace srmsnorm;
-constexpr bool stand(int blocks, int asked) {{ return blocks * (shared_bytes_for(asked) + 1024 + 256) <= 228 << 10; }}
+constexpr Gpu gpu{{90, 132, 228 << 10}};
+constexpr bool stand(int blocks, int asked) {{ return blocks * (shared_bytes_for(asked, gpu) + 1280) <= 228 << 10; }}
 template <int... blocks>
 constexpr bool just_so_many = ((stand(blocks, blocks) && !stand(blocks + 1, blocks)) && ...);
-static_assert(just_so_many<1, 2, 3, 4, 5, 6, 7, 8>);  // 256 bytes: what a kernel has besides, and more
-static_assert(shared_bytes_for(1) <= 227 << 10);      // of one block
+static_assert(just_so_many<1, 2, 3, 4, 5, 6, 7, 8>);  // 1024 and 256 bytes: what a kernel has besides, and more
+static_assert(shared_bytes_for(1, gpu) <= 227 << 10);  // of one block
 constexpr Chunks one = forward_chunks(2, 0), two = forward_chunks(2, 2), mixed = forward_chunks(2, 4);
 static_assert(resident_blocks(128, false, two, false) == 0 && resident_blocks(512, false, one, false) == 6);
 static_assert(resident_blocks(375, false, two, false) == 4 && resident_blocks(2048, false, two, false) == 1);
@@ -246,6 +247,84 @@ def test_so_many_blocks_stand_on_a_multiprocessor(tmp_path):
     source.write_text(RESIDENT.format(csrc=csrc))
     done = subprocess.run(["c++", "-std=c++20", "-fsyntax-only", source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+LARGEST = """
+#include "{csrc}/cuda/launch.h"
+using namespace srmsnorm;
+constexpr int largest(int capability, int room) {{
+  return largest_cluster(capability, [=](int cluster) {{ return cluster <= room; }});
+}}
+static_assert(largest(90, 16) == 16 && largest(90, 15) == 8 && largest(90, 8) == 8 && largest(90, 7) == 4);
+static_assert(largest(90, 3) == 2 && largest(90, 1) == 1 && largest(90, 0) == 1 && largest(100, 100) == 16);
+static_assert(largest(89, 16) == 1 && largest(80, 16) == 1);  // of the GPU, or of what the code was compiled for
+constexpr int asked(int room) {{
+  int times = 0;
+  largest_cluster(120, [&](int cluster) {{ return times++, cluster <= room; }});
+  return times;
+}}
+static_assert(asked(16) == 1 && asked(8) == 2 && asked(1) == 4);
+constexpr int cluster(int64_t dim, int largest) {{
+  Gpu gpu;
+  gpu.largest_cluster = largest;
+  return plan_launch(dim, 2, forward_chunks(2, 0), Alignment::Whole, gpu).cluster;
+}}
+template <int... dims>  // rows for which the largest cluster is not asked have the same plan with any
+constexpr bool not_asked = ((is_wide(dims, 2) || cluster(dims, 1) == cluster(dims, 16)) && ...);
+static_assert(not_asked<1, 8, 768, 4096, 8192, 16376, 16384, 16391, 16392> && is_wide(16392, 2) && !is_wide(16391, 2));
+static_assert(cluster(16392, 1) == 1 && cluster(16392, 16) == 4 && cluster(16392, 2) == 2);
+int main() {{}}
+"""
+
+
+def test_the_largest_cluster(tmp_path):
+    """What is decided from what a context has room for; the GPU is asked in test_part_of_a_gpu.py."""
+    csrc = pathlib.Path(srmsnorm.__file__).parents[1] / "csrc"
+    if not csrc.exists() or shutil.which("c++") is None:
+        pytest.skip("needs a compiler and the source tree")
+    source = tmp_path / "largest.cpp"
+    source.write_text(LARGEST.format(csrc=csrc))
+    done = subprocess.run(["c++", "-std=c++20", "-fsyntax-only", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+ASK = """
+#include "{csrc}/cuda/gpu.cu"
+#include <cstdio>
+int main() {{
+  srmsnorm::Gpu gpu;
+  if (auto error = srmsnorm::cuda::describe(0, gpu)) return error;
+  if (auto error = srmsnorm::cuda::find_largest_cluster(nullptr, 0, gpu)) return error;
+  std::printf("%d %d", gpu.capability, gpu.largest_cluster);
+}}
+"""
+
+
+def ask_gpu(tmp_path, *code):
+    """(compute capability, largest cluster) as a program with such code finds them."""
+    setup = pathlib.Path(srmsnorm.__file__).parents[1] / "setup.py"
+    home = runpy.run_path(str(setup))["find_toolkit"]() if setup.exists() and torch.version.cuda else None
+    if home is None:
+        pytest.skip("needs nvcc and the source tree")
+    source, program = tmp_path / "ask.cu", tmp_path / "ask"
+    source.write_text(ASK.format(csrc=setup.parent / "csrc"))
+    subprocess.run([home / "bin/nvcc", "-std=c++20", *code, source, "-o", program], check=True)
+    return lambda: tuple(map(int, subprocess.run([program], capture_output=True, check=True).stdout.split()))
+
+
+def test_a_program_that_asks_compiles(tmp_path):
+    assert ask_gpu(tmp_path, "-arch=sm_90")
+
+
+def test_code_for_older_gpus_has_no_clusters(cuda, tmp_path):
+    """Compiled for one without, as PTX that the driver compiles again for this one: the largest cluster is one block."""
+    major, minor = torch.cuda.get_device_capability()
+    own, older = tmp_path / "own", tmp_path / "older"
+    own.mkdir()
+    older.mkdir()
+    largest = 1 if major < 9 else 16 if major <= 10 else 8
+    assert ask_gpu(own, f"-arch=sm_{major}{minor}")() == (10 * major + minor, largest)
+    assert ask_gpu(older, "-gencode=arch=compute_80,code=compute_80")() == (10 * major + minor, 1)
 
 
 def test_the_tuner_compiles(tmp_path):

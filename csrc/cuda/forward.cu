@@ -7,30 +7,29 @@ namespace srmsnorm {
 namespace {
 
 template <class T>
-cudaError_t launch_forward(const ForwardArgs& args, int max_cluster, cudaStream_t stream) {
+cudaError_t launch_forward(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
   auto alignment = alignment_of(args.space, args.input, args.residual, args.output, args.sum);
   auto hints = launch_hints(args.space.rows, row_bytes(args.space, args.input, args.residual),
                             row_bytes(args.space, args.output, args.sum));
   hints.past_l2 &= !repeats(args.space, args.input) && !repeats(args.space, args.residual);
-  if (!args.residual.data) return launch<Forward<T, void>>(args, alignment, max_cluster, hints, stream);
+  if (!args.residual.data) return launch<Forward<T, void>>(args, alignment, gpu, hints, stream);
   if constexpr (sizeof(T) == 2)
-    if (args.residual.dtype == DType::Float)
-      return launch<Forward<T, float>>(args, alignment, max_cluster, hints, stream);
-  return launch<Forward<T, T>>(args, alignment, max_cluster, hints, stream);
+    if (args.residual.dtype == DType::Float) return launch<Forward<T, float>>(args, alignment, gpu, hints, stream);
+  return launch<Forward<T, T>>(args, alignment, gpu, hints, stream);
 }
 
 }  // namespace
 
-cudaError_t cuda::forward(const ForwardArgs& args, int max_cluster, cudaStream_t stream) {
+cudaError_t cuda::forward(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
   switch (args.input.dtype) {
     case DType::Half:
-      return launch_forward<half>(args, max_cluster, stream);
+      return launch_forward<half>(args, gpu, stream);
     case DType::BFloat16:
-      return launch_forward<bfloat16>(args, max_cluster, stream);
+      return launch_forward<bfloat16>(args, gpu, stream);
     case DType::Float:
-      return launch_forward<float>(args, max_cluster, stream);
+      return launch_forward<float>(args, gpu, stream);
     default:
-      return launch_forward<double>(args, max_cluster, stream);
+      return launch_forward<double>(args, gpu, stream);
   }
 }
 

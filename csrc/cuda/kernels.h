@@ -4,11 +4,20 @@
 #include <cuda_runtime_api.h>
 
 #include "../row_args.h"
+#include "gpu.h"
 
 namespace srmsnorm::cuda {
 
-// max_cluster: blocks in the largest thread block cluster of the GPU; 1 where it has none.
-cudaError_t forward(const ForwardArgs& args, int max_cluster, cudaStream_t stream);
-cudaError_t backward(const BackwardArgs& args, int max_cluster, cudaStream_t stream);
+// gpu: the stream's; of wide rows with the largest cluster of the stream's context.
+cudaError_t forward(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream);
+cudaError_t backward(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
+
+// All of a GPU but the largest cluster.
+cudaError_t describe(int device, Gpu& gpu);
+
+// The largest cluster of the context that the stream launches in: of a whole GPU or of a part of it. Asked once for
+// each; also while the stream is captured. Decided before a launch, not by one that fails, as a captured launch does
+// not fail, and as what has room would differ with what a launch needs: one context, one order of a row's sum.
+cudaError_t find_largest_cluster(cudaStream_t stream, int device, Gpu& gpu);
 
 }  // namespace srmsnorm::cuda

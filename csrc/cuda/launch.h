@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "gpu.h"
+
 namespace srmsnorm {
 
 struct LaunchPlan {
@@ -33,7 +35,6 @@ constexpr Sharing sharing_of(int cluster, int threads_per_row) {
 // past one; anything else.
 enum class Alignment { Whole, InPhase, Any };
 
-constexpr int kMaxCluster = 16;
 constexpr int kPortableCluster = 8;  // what every GPU with clusters grants without asking
 constexpr int kMostThreads = 512;
 constexpr int kBlockVectors = 4 * kMostThreads;  // of a row that one block takes where there are clusters
@@ -120,22 +121,25 @@ constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, Chunks ch
 // operands are read (with residual 0.87 for 0.92).
 constexpr bool cut_from_begin(Sharing sharing, Chunks chunks) { return sharing == Sharing::Lanes && chunks.all == 1; }
 
+// Rows that one block does not take where there are clusters.
+constexpr bool is_wide(int64_t dim, int element_size) { return dim / (16 / element_size) > kBlockVectors; }
+
 // The sum of a row is taken thread by thread in the order of its vectors, then over the threads: threads_per_row and
 // cluster decide its bits, and unless it is cut from its begin on, where the first operand lies in 16 bytes, which says
 // what is a vector and what is before and behind them. The plan follows from dim and dtypes, never from the number of
 // rows or the strides, nor from how other operands and results lie: a row that begins or ends inside a vector has no
-// more whole ones than dim has room for. max_cluster: 1 for a GPU without clusters.
-constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, Alignment alignment, int max_cluster) {
+// more whole ones than dim has room for. Of the GPU, it depends on the largest cluster alone.
+constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, Alignment alignment, const Gpu& gpu) {
   LaunchPlan plan{16 / element_size, 0, 1, 0, 1, false, alignment == Alignment::Any, alignment != Alignment::Whole};
   bool whole = dim % plan.vector_elements == 0;
   if (!whole) plan.edges = true;
   int64_t vectors = dim / plan.vector_elements;
   if (vectors <= 96)
     plan = plan_in_warp(plan, static_cast<int>(vectors));
-  else if (vectors <= kBlockVectors || (max_cluster == 1 && vectors <= 8 * max_threads(chunks.all, 8, false)))
+  else if (vectors <= kBlockVectors || (gpu.largest_cluster == 1 && vectors <= 8 * max_threads(chunks.all, 8, false)))
     plan = plan_in_block(plan, static_cast<int>(vectors), chunks);
-  else if (max_cluster > 1)
-    plan = plan_in_cluster(plan, vectors, chunks, max_cluster);
+  else if (gpu.largest_cluster > 1)
+    plan = plan_in_cluster(plan, vectors, chunks, gpu.largest_cluster);
   else
     plan.threads_per_row = kMostThreads;
   if (whole && plan.edges && cut_from_begin(sharing_of(plan.cluster, plan.threads_per_row), chunks))
@@ -148,9 +152,8 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   return plan;
 }
 
-// Shared memory of a block of which so many, and no more, stand on a multiprocessor of compute capability 9 or 10 at a
-// time; 1 KB of each is the system's.
-constexpr int shared_bytes_for(int blocks) { return (228 << 10) / (blocks + 1) - (1 << 10) + 128; }
+// Whether so much shared memory that it keeps other blocks away is to be had.
+constexpr bool keeps_apart(const Gpu& gpu) { return gpu.capability / 10 == 9 || gpu.capability / 10 == 10; }
 
 // Blocks at a time on a multiprocessor where rows do not fit the L2, by the vectors of a row that a block has; 0: any.
 // Fewer than fit are better by 0.4 to 1.3 % (with residual: dim 3000 522 us for 529, 4096 522 for 527, 32768 525 for

@@ -94,7 +94,7 @@ struct SharedBytes {
 };
 
 template <class Op>
-SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool limited) {
+SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool limited, const Gpu& gpu) {
   bool clustered = plan.cluster > 1;
   if (clustered && !plan.twice && Op::kChunks.late > 0) {
     int most = stage_bytes(Op::kChunks.late, plan.vectors, max_cluster_threads(Op::kChunks, plan.vectors));
@@ -102,7 +102,7 @@ SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool limited) {
   }
   int vectors = ceil_div(std::min<int64_t>(dim / plan.vector_elements, INT32_MAX), plan.cluster);
   int blocks = limited ? resident_blocks(vectors, clustered, Op::kChunks, kIsMixed<Op>) : 0;
-  return blocks ? SharedBytes{shared_bytes_for(blocks), shared_bytes_for(1)} : SharedBytes{0, 0};
+  return blocks ? SharedBytes{shared_bytes_for(blocks, gpu), shared_bytes_for(1, gpu)} : SharedBytes{0, 0};
 }
 
 template <class Op, class Args>
@@ -133,23 +133,15 @@ cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& 
 }
 
 template <class Op, class Call>
-cudaError_t launch(const Call& call, Alignment alignment, int max_cluster, LaunchHints hints, cudaStream_t stream) {
-  auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment, max_cluster);
+cudaError_t launch(const Call& call, Alignment alignment, const Gpu& gpu, LaunchHints hints, cudaStream_t stream) {
+  auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment, gpu);
   bool flat = !plan.edges && call.space.levels == 1, kept = flat && hints.past_l2 && Op::kChunks.late == 0;
-  // As much shared memory as keeps blocks away has only who has the largest clusters.
-  auto shared = shared_bytes<Op>(plan, call.space.dim, kept && max_cluster > kPortableCluster);
+  auto shared = shared_bytes<Op>(plan, call.space.dim, kept && keeps_apart(gpu), gpu);
   auto launched = [&](auto kernel, const auto& args) { return launch_as<Op>(kernel, args, plan, shared, stream); };
-  auto error = flat
-                   ? launched(flat_kernel<Op>(plan, kept),
-                              kernel_args<typename Op::Operands, typename Op::template Args<true>>(call, hints.ahead))
-                   : launched(general_kernel<Op>(plan),
-                              kernel_args<typename Op::Operands, typename Op::template Args<false>>(call, hints.ahead));
-  if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
-  // A part of a GPU can have too few multiprocessors side by side for the largest cluster. Asked of each launch: there,
-  // two might differ, and with them the sums of calls with and without a gradient of the sum, or for few rows and for
-  // so many that their blocks are kept apart.
-  cudaGetLastError();
-  return launch<Op>(call, alignment, kPortableCluster, hints, stream);
+  return flat ? launched(flat_kernel<Op>(plan, kept),
+                         kernel_args<typename Op::Operands, typename Op::template Args<true>>(call, hints.ahead))
+              : launched(general_kernel<Op>(plan),
+                         kernel_args<typename Op::Operands, typename Op::template Args<false>>(call, hints.ahead));
 }
 
 }  // namespace srmsnorm

@@ -1,8 +1,9 @@
 // The CUDA key: device guard, stream, launch. No kernels here.
-#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+
+#include <vector>
 
 #include "../backend.h"
 #include "../layout.h"
@@ -12,15 +13,24 @@
 namespace srmsnorm {
 namespace {
 
-// Compute capability 9 and 10 have clusters of 16, later ones of 8, earlier ones none.
-constexpr int max_cluster(int major) { return major < 9 ? 1 : major <= 10 ? kMaxCluster : kPortableCluster; }
+const Gpu& gpu_of(int device) {
+  static const auto all = [] {
+    std::vector<Gpu> gpus(c10::cuda::device_count());
+    for (size_t i = 0; i < gpus.size(); i++) C10_CUDA_CHECK(cuda::describe(static_cast<int>(i), gpus[i]));
+    return gpus;
+  }();
+  return all[device];
+}
 
 template <class Tensors, class Launcher>
 void launch_on(const Tensor& tensor, const Tensors& tensors, Launcher launcher) {
   c10::cuda::CUDAGuard guard(tensor.device());
-  int major = at::cuda::getCurrentDeviceProperties()->major;  // torch keeps the properties: no query
   auto stream = c10::cuda::getCurrentCUDAStream().stream();
-  over_rows(tensors, [&](const auto& args) { C10_CUDA_CHECK(launcher(args, max_cluster(major), stream)); });
+  int device = tensor.device().index();
+  Gpu gpu = gpu_of(device);
+  if (is_wide(tensor.size(-1), static_cast<int>(tensor.element_size())))
+    C10_CUDA_CHECK(cuda::find_largest_cluster(stream, device, gpu));
+  over_rows(tensors, [&](const auto& args) { C10_CUDA_CHECK(launcher(args, gpu, stream)); });
 }
 
 struct Cuda {
