@@ -41,6 +41,6 @@ struct Formula {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(srmsnorm, CompositeExplicitAutograd, m) { Kernels<Formula>::add_to(m); }
+SRMSNORM_KERNELS(CompositeExplicitAutograd, m) { Kernels<Formula>::add_to(m); }
 
 }  // namespace srmsnorm
