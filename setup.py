@@ -4,36 +4,58 @@ Settings: SRMSNORM_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS, DEB
 `python setup.py --nvcc-wheels` prints the requirements that bring an nvcc from the package index where there is none.
 """
 
+from __future__ import annotations
+
+import hashlib
 import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
+from build_backend import fail  # first: it says what of the following is missing
+
+# isort: split
 import torch
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 OLDEST_TOOLKIT = (12, 8)
-PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}{sys.abiflags}"
 
 
 def main() -> None:
     if sys.argv[1:] == ["--nvcc-wheels"]:
         print(*missing_nvcc_wheels())
         return
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        fail(f"the headers of Python {PYTHON} are missing; install them (python3-dev on Debian and Ubuntu)")
-    setup(ext_modules=extensions(), cmdclass={"build_ext": build_command()})
+    home = cuda_home()
+    about = facts(home)
+    print("srmsnorm:", f"CUDA at {home} for {about['architectures']}" if home else "without CUDA")
+    setup(ext_modules=extensions(home, about), cmdclass={"build_ext": build_command(about)})
 
 
-def fail(message: str) -> None:
-    raise SystemExit(f"srmsnorm: {message}")
+# Which compiler
+
+
+def check_compiler() -> None:
+    from torch.utils.cpp_extension import get_cxx_compiler
+
+    command = [*shlex.split(get_cxx_compiler()), "-std=c++20"]
+    program = "#include <concepts>\n#include <span>\nstatic_assert(__cplusplus > 201703L);\n"
+    try:
+        done = subprocess.run(
+            [*command, "-fsyntax-only", "-x", "c++", "-"], input=program, capture_output=True, text=True
+        )
+        wrong = done.stderr.strip().partition("\n")[0] if done.returncode else ""
+    except OSError as error:
+        wrong = str(error)
+    if wrong:
+        fail(f"a C++20 compiler is needed, but `{shlex.join(command)}` says: {wrong}. Install one, or name one in CXX")
 
 
 # Which CUDA toolkit
@@ -127,18 +149,23 @@ def architectures(home: Path) -> str:
 # What is built
 
 
-def extensions() -> list:
-    home = cuda_home()
-    about = {"SRMSNORM_TORCH_VERSION": torch.__version__, "SRMSNORM_ARCHS": ""}
+def facts(home: Path | None) -> dict[str, str]:
+    about = {"torch": torch.__version__, "cuda": "", "architectures": ""}
+    if home:
+        about |= {"cuda": ".".join(map(str, toolkit_version(home))), "architectures": architectures(home)}
+    return about
+
+
+def extensions(home: Path | None, about: dict[str, str]) -> list:
     if home:
         os.environ["CUDA_HOME"] = str(home)  # torch.utils.cpp_extension reads both
-        os.environ["TORCH_CUDA_ARCH_LIST"] = about["SRMSNORM_ARCHS"] = architectures(home)
-        about["SRMSNORM_CUDA_VERSION"] = ".".join(map(str, toolkit_version(home)))
-    print("srmsnorm:", f"CUDA at {home} for {about['SRMSNORM_ARCHS']}" if home else "without CUDA")
+        os.environ["TORCH_CUDA_ARCH_LIST"] = about["architectures"]
 
     from torch.utils.cpp_extension import CppExtension
 
     macros = [("SRMSNORM_CUDA", "1")] if home else []
+    about_macros = [("SRMSNORM_TORCH_VERSION", about["torch"]), ("SRMSNORM_ARCHS", about["architectures"])]
+    about_macros += [("SRMSNORM_CUDA_VERSION", about["cuda"])] if home else []
     cuda = cuda_libraries() if home else {}
     ops = CppExtension(
         "srmsnorm._ops",
@@ -153,19 +180,22 @@ def extensions() -> list:
     face = CppExtension(
         "srmsnorm._C",
         ["csrc/bindings.cpp"],
-        define_macros=macros + [(name, f'"{text}"') for name, text in about.items()],
+        define_macros=macros + [(name, f'"{text}"') for name, text in about_macros],
         extra_compile_args=compile_flags(),
     )
     return [ops, face]
 
 
+def debug() -> bool:
+    return os.environ.get("DEBUG", "0") not in ("", "0")
+
+
 def compile_flags() -> dict[str, list[str]]:
-    debug = os.environ.get("DEBUG", "0") not in ("", "0")
-    common = ["-std=c++20", *(["-O0", "-g", "-UNDEBUG"] if debug else ["-O3", "-DNDEBUG"])]
+    common = ["-std=c++20", *(["-O0", "-g", "-UNDEBUG"] if debug() else ["-O3", "-DNDEBUG"])]
     # torch's own flags forbid the conversions and operators of the 16-bit types; -lineinfo costs nothing at run time.
     forbidden = ["HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
     return {
-        "cxx": [*common, *([] if debug else ["-g0"]), "-fopenmp", "-Wall", "-idirafter", str(ROOT / "csrc/compat")],
+        "cxx": [*common, *([] if debug() else ["-g0"]), "-fopenmp", "-Wall", "-idirafter", str(ROOT / "csrc/compat")],
         "nvcc": [*common, "-lineinfo", *(f"-U__CUDA_NO_{name}__" for name in forbidden)],
     }
 
@@ -185,7 +215,7 @@ def find(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
 
-def build_command() -> type:
+def build_command(about: dict[str, str]) -> type:
     from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
@@ -195,12 +225,27 @@ def build_command() -> type:
 
         def run(self) -> None:
             """Leaves beside the libraries what they were built for: a look that must come before loading them."""
-            built_for = Path(self.get_ext_fullpath("srmsnorm._ops")).parent / "built_for.json"
-            built_for.unlink(missing_ok=True)
+            check_compiler()
+            note = Path(self.get_ext_fullpath("srmsnorm._ops")).parent / "built_for.json"
+            build = {**about, "debug": debug(), "sources": sources()}
+            pythons = {PYTHON, *pythons_of(note, build)}
+            note.unlink(missing_ok=True)
             super().run()
-            built_for.write_text(json.dumps({"torch": torch.__version__, "python": PYTHON}) + "\n")
+            note.write_text(json.dumps({**build, "pythons": sorted(pythons)}) + "\n")
 
     return Build
+
+
+def sources() -> str:
+    files = [Path(__file__), *sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file())]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def pythons_of(note: Path, build: dict[str, object]) -> list[str]:
+    """The Pythons whose _C goes with the _ops of this build: none but where all that was built for is the same."""
+    before = json.loads(note.read_text()) if note.exists() else {}
+    pythons = before.pop("pythons", [])
+    return pythons if before == build else []
 
 
 if __name__ == "__main__":

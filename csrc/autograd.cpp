@@ -12,12 +12,12 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <utility>
 
 #include "ops.h"
+#include "registration.h"
 #include "saved_node.h"
 
 namespace srmsnorm {
@@ -263,7 +263,7 @@ void add_srms_norm_bump(c10::DispatchKeySet keys, const Tensor& input, const Ten
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(srmsnorm, Autograd, m) {
+SRMSNORM_KERNELS(Autograd, m) {
   m.impl("srms_norm", &srms_norm);
   m.impl("add_srms_norm", &add_srms_norm);
   m.impl("add_srms_norm_", &add_srms_norm_);
@@ -274,6 +274,6 @@ TORCH_LIBRARY_IMPL(srmsnorm, Autograd, m) {
   m.impl("_srms_norm_backward_pair", &_srms_norm_backward_pair);
 }
 
-TORCH_LIBRARY_IMPL(srmsnorm, ADInplaceOrView, m) { m.impl("add_srms_norm_", &add_srms_norm_bump); }
+SRMSNORM_KERNELS(ADInplaceOrView, m) { m.impl("add_srms_norm_", &add_srms_norm_bump); }
 
 }  // namespace srmsnorm

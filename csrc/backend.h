@@ -1,9 +1,8 @@
 // A backend's kernels for all operators, from its two functions:
 //   Backend::forward(const ForwardTensors&)   Backend::backward(const BackwardTensors&)
 #pragma once
-#include <torch/library.h>
-
 #include "ops.h"
+#include "registration.h"
 
 namespace srmsnorm {
 

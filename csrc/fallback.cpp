@@ -41,6 +41,6 @@ struct Fallback {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(srmsnorm, CompositeExplicitAutograd, m) { Kernels<Fallback>::add_to(m); }
+SRMSNORM_KERNELS(CompositeExplicitAutograd, m) { Kernels<Fallback>::add_to(m); }
 
 }  // namespace srmsnorm

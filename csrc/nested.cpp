@@ -7,9 +7,9 @@
 #include <ATen/ops/_nested_get_ragged_idx.h>
 #include <ATen/ops/_nested_get_values.h>
 #include <ATen/ops/_nested_view_from_jagged.h>
-#include <torch/library.h>
 
 #include "ops.h"
+#include "registration.h"
 
 namespace srmsnorm {
 namespace {
@@ -65,7 +65,7 @@ void add_to(torch::Library& m) {
 
 // Above autograd, which sees the buffers. In inference mode, where no Autograd key is reached, nested tensors look for
 // the other key themselves.
-TORCH_LIBRARY_IMPL(srmsnorm, AutogradNestedTensor, m) { add_to(m); }
-TORCH_LIBRARY_IMPL(srmsnorm, CompositeImplicitAutogradNestedTensor, m) { add_to(m); }
+SRMSNORM_KERNELS(AutogradNestedTensor, m) { add_to(m); }
+SRMSNORM_KERNELS(CompositeImplicitAutogradNestedTensor, m) { add_to(m); }
 
 }  // namespace srmsnorm

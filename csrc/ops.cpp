@@ -3,7 +3,6 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <limits>
 
@@ -168,7 +167,7 @@ struct Meta {
 
 }  // namespace
 
-TORCH_LIBRARY(srmsnorm, m) {
+SRMSNORM_OPERATORS(m) {
   m.def("srms_norm(Tensor input, Tensor? residual=None, *, float? eps=None) -> Tensor");
   m.def("add_srms_norm(Tensor input, Tensor residual, *, float? eps=None) -> (Tensor, Tensor)");
   m.def("add_srms_norm_(Tensor(a!) input, Tensor(b!) residual, *, float? eps=None) -> ()");
@@ -188,7 +187,7 @@ TORCH_LIBRARY(srmsnorm, m) {
       &_srms_norm_backward);
 }
 
-TORCH_LIBRARY_IMPL(srmsnorm, Meta, m) { Kernels<Meta>::add_to(m); }
+SRMSNORM_KERNELS(Meta, m) { Kernels<Meta>::add_to(m); }
 
 #ifndef SRMSNORM_CUDA
 static void built_without_cuda(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack*) {
@@ -198,7 +197,7 @@ static void built_without_cuda(const c10::OperatorHandle& op, c10::DispatchKeySe
       "toolkit: SRMSNORM_CUDA=1 pip install --no-build-isolation .");
 }
 
-TORCH_LIBRARY_IMPL(srmsnorm, CUDA, m) {
+SRMSNORM_KERNELS(CUDA, m) {
   for (const char* name : {"srms_norm", "add_srms_norm", "add_srms_norm_", "_srms_norm", "_add_srms_norm",
                            "_srms_norm_backward_input", "_srms_norm_backward_residual", "_srms_norm_backward_pair"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&built_without_cuda>());

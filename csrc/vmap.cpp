@@ -2,9 +2,9 @@
 // fused kernel. A rule peels the current level only; nested vmaps come back here by the dispatcher.
 #include <ATen/functorch/BatchedTensorImpl.h>
 #include <ATen/functorch/DynamicLayer.h>
-#include <torch/library.h>
 
 #include "ops.h"
+#include "registration.h"
 
 namespace srmsnorm {
 namespace {
@@ -90,7 +90,7 @@ void add_srms_norm_(const Tensor& input, const Tensor& residual, MaybeDouble eps
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(srmsnorm, FuncTorchBatched, m) {
+SRMSNORM_KERNELS(FuncTorchBatched, m) {
   m.impl("srms_norm", &Rule<op::srms_norm>::call);
   m.impl("add_srms_norm", &Rule<op::add_srms_norm>::call);
   m.impl("add_srms_norm_", &add_srms_norm_);

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 import sys
 from types import ModuleType
@@ -12,27 +13,46 @@ __all__ = ["_C", "build_info", "launch_plan"]
 
 
 def _load() -> ModuleType:
-    folder = pathlib.Path(__file__).parent
-    built_for = folder / "built_for.json"
-    if not built_for.exists():
-        raise ImportError(
-            f"srmsnorm is not built in {folder}: run `pip install --no-build-isolation .` in its source tree, "
-            "and import it from another folder"
-        )
-    # Before loading: a library built for another torch may crash the process or compute nonsense.
-    built = _name(**json.loads(built_for.read_text()))
-    here = _name(torch.__version__, f"{sys.version_info[0]}.{sys.version_info[1]}")
-    if built != here:
-        raise ImportError(
-            f"srmsnorm was built for {built}, but this is {here}: run `pip install --no-build-isolation .` in its "
-            "source tree to build it for this one"
-        )
-    torch.ops.load_library(next(folder.glob("_ops.*")))
-    return importlib.import_module("srmsnorm._C")
+    folder = pathlib.Path(__file__).absolute().parent
+    _check_built_for_this(folder)
+    library = next(folder.glob("_ops.*"))
+    _check_first(library)
+    torch.ops.load_library(library)
+    return importlib.import_module("._C", __package__)
 
 
-def _name(torch: str, python: str) -> str:
-    return f"torch {torch} and Python {python}"
+def _check_built_for_this(folder: pathlib.Path) -> None:
+    """Before loading: a library built for another torch may crash the process or compute nonsense."""
+    note = folder / "built_for.json"
+    if not note.exists():
+        raise ImportError(f"srmsnorm is not built in {folder}: {_remedy(folder)}")
+    built = json.loads(note.read_text())
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}{sys.abiflags}"
+    if torch.__version__ != built["torch"] or python not in built["pythons"]:
+        raise ImportError(
+            f"srmsnorm was built in {folder} for torch {built['torch']} and Python {', '.join(built['pythons'])}, but "
+            f"this is torch {torch.__version__} and Python {python}: {_remedy(folder)}"
+        )
+
+
+def _remedy(folder: pathlib.Path) -> str:
+    if (folder.parent / "setup.py").exists():
+        build = f"`{sys.executable} setup.py build_ext --inplace` in {folder.parent}"
+        return f"run {build}, or import an installed srmsnorm from another folder"
+    return f"run `{sys.executable} -m pip install --no-build-isolation .` in its source tree to build it for this one"
+
+
+def _check_first(library: pathlib.Path) -> None:
+    """The operators of a process are those of the library loaded first, which may be of another version."""
+    operators = torch.ops.srmsnorm
+    if not hasattr(operators, "srms_norm"):
+        return
+    first = operators._library() if hasattr(operators, "_library") else "an unknown library"
+    if not (os.path.exists(first) and os.path.samefile(first, library)):
+        raise ImportError(
+            f"srmsnorm: this process has the operators of {first}, so that {library} cannot be loaded: import or load "
+            "one copy of srmsnorm only"
+        )
 
 
 _C = _load()

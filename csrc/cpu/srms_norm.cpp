@@ -13,6 +13,6 @@ struct Cpu {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(srmsnorm, CPU, m) { Kernels<Cpu>::add_to(m); }
+SRMSNORM_KERNELS(CPU, m) { Kernels<Cpu>::add_to(m); }
 
 }  // namespace srmsnorm

@@ -40,6 +40,6 @@ struct Cuda {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(srmsnorm, CUDA, m) { Kernels<Cuda>::add_to(m); }
+SRMSNORM_KERNELS(CUDA, m) { Kernels<Cuda>::add_to(m); }
 
 }  // namespace srmsnorm

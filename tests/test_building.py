@@ -1,0 +1,119 @@
+"""The build: what it says is missing, which Pythons a build in place serves, what a source distribution holds."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import fresh
+import pytest
+
+pytestmark = pytest.mark.skipif(not (fresh.ROOT / "setup.py").exists(), reason="needs the source tree")
+BACKEND = ["-c", "import build_backend"]  # what pip does first
+SETUP = ["setup.py", "--version"]
+
+
+def build(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=fresh.ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SRMSNORM_CUDA": "0", **{name: str(value) for name, value in environment.items()}},
+    )
+
+
+def one_sentence(done):
+    assert done.returncode == 1, done
+    assert re.fullmatch(r"srmsnorm: .*\n", done.stderr), done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def packages(tmp_path):
+    """A folder where packages of the given versions seem to be installed; with `python -S` there are no others."""
+
+    def install(**versions):
+        for name, version in versions.items():
+            about = tmp_path / f"{name}-{version}.dist-info"
+            about.mkdir()
+            (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        return tmp_path
+
+    return install
+
+
+@pytest.mark.parametrize("command", [BACKEND, SETUP])
+def test_nothing_there(command, tmp_path):
+    said = one_sentence(build("-S", *command, PATH=tmp_path))
+    assert "no setuptools, no torch, no ninja" in said
+    assert f"{sys.executable} -m pip install 'setuptools>=77' 'torch>=2.11' ninja" in said
+
+
+@pytest.mark.parametrize("command", [BACKEND, SETUP])
+def test_too_old(command, packages):
+    folder = packages(setuptools="65.5.0", torch="2.9.1+cpu")
+    said = one_sentence(build("-S", *command, PYTHONPATH=folder))
+    assert "setuptools 65.5.0, torch 2.9.1+cpu." in said and "no ninja" not in said
+
+
+@pytest.mark.parametrize("torch", ["2.11.0+cpu", "2.12.0a0+git123", "3.0"])
+def test_new_enough(torch, packages):
+    done = build("-S", *SETUP, PYTHONPATH=packages(setuptools="100", torch=torch))
+    assert "srmsnorm:" not in done.stderr and "No module named" in done.stderr  # they only seem to be there
+
+
+def test_ninja_of_an_environment_that_is_not_activated():
+    assert shutil.which("ninja", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
+    assert build(*BACKEND).returncode == 0
+
+
+COMPILERS = {"none": "", "without C++20": "#!/bin/sh\necho \"error: unrecognized option '-std=c++20'\" >&2\nexit 1\n"}
+
+
+@pytest.mark.parametrize("kind", COMPILERS)
+def test_compiler(kind, tmp_path):
+    compiler = tmp_path / "compiler"
+    if COMPILERS[kind]:
+        compiler.write_text(COMPILERS[kind])
+        compiler.chmod(0o755)
+    note = tmp_path / "srmsnorm/built_for.json"
+    note.parent.mkdir()
+    note.write_text("{}")
+    done = build("setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path, CXX=compiler)
+    said = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and said.startswith("srmsnorm: a C++20 compiler is needed") and str(compiler) in said
+    assert ("unrecognized option" if COMPILERS[kind] else "No such file") in said
+    assert note.exists()  # nothing was touched
+
+
+def test_pythons_of_a_build(tmp_path, monkeypatch):
+    """_ops serves another Python too, but not its _C where that is of another torch, other sources or settings."""
+    monkeypatch.syspath_prepend(str(fresh.ROOT))
+    spec = importlib.util.spec_from_file_location("srmsnorm_setup", fresh.ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    note = tmp_path / "built_for.json"
+    this = {**setup.facts(None), "debug": False, "sources": setup.sources()}
+    assert setup.pythons_of(note, this) == []
+    note.write_text(json.dumps({**this, "pythons": ["3.1", "3.2"]}))
+    assert setup.pythons_of(note, this) == ["3.1", "3.2"]
+    for name, value in {"torch": "2.10", "sources": "", "cuda": "13.0", "architectures": "9.0", "debug": True}.items():
+        assert setup.pythons_of(note, {**this, name: value}) == [], name
+
+
+@pytest.mark.skipif(not (fresh.ROOT / ".git").exists() or shutil.which("git") is None, reason="needs the repository")
+def test_source_distribution(tmp_path):
+    done = build("setup.py", "egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        held = {name.partition("/")[2] for name in tar.getnames()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=fresh.ROOT, capture_output=True, text=True, check=True)
+    files = {name for name in tracked.stdout.splitlines() if not name.startswith((".ci/", ".gitignore"))}
+    assert files and not files - held
+    assert not [name for name in held if name.endswith((".so", ".pyc", "built_for.json"))]
