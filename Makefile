@@ -11,12 +11,15 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 CPP = $(wildcard benchmarks/*.cu examples/cpp/*.h examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 clang_format = PATH="$$(dirname "$$(command -v $(PY))"):$$PATH" clang-format
 with = $(if $(VENV),$(1:%=$(VENV)/.%))
+upper = $(shell echo $(1) | tr a-z A-Z)
+option = $(if $($(upper)),--$(1) $($(upper)))
 
-.PHONY: help build test check bench lint format clean
+.PHONY: help build test fuzz check bench lint format clean
 
 help:
 	@echo 'make build    build srmsnorm in place'
 	@echo 'make test     build, then the tests (ARGS goes to pytest)'
+	@echo 'make fuzz     build, then calls drawn at random against float64 (N, SEED, INDEX, SECONDS, JOBS, ISA, DEVICE)'
 	@echo 'make bench    build, check, then the benchmark tables (ARGS goes to benchmarks/run.py)'
 	@echo 'make lint     ruff, mypy, clang-format'
 	@echo 'make format   let ruff and clang-format write'
@@ -29,6 +32,9 @@ build: $(call with,build)
 
 test: $(call with,test) build
 	$(PY) -m pytest $(ARGS)
+
+fuzz: $(call with,test) build
+	$(PY) tests/fuzz.py $(foreach name,n seed index seconds jobs isa device,$(call option,$(name)))
 
 check: $(call with,test) build
 	$(PY) -m pytest -x -q tests/test_forward.py tests/test_backward.py

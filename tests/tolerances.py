@@ -1,4 +1,7 @@
-"""How far a result may be from the truth: counted in roundings, never fitted. u is a dtype's unit roundoff, eps / 2."""
+"""How far a result may be from the truth: counted in roundings, never fitted. u is a dtype's unit roundoff, eps / 2.
+
+A bound is that of the result's own dtype: what a wider result of a mixed call may lose is what it keeps of a narrow
+operand, never a rounding to that operand's dtype."""
 
 import torch
 from torch import Tensor
@@ -15,18 +18,23 @@ RSTD_ULP = 2.5
 # dh = rstd * (g - y * mean(y * g)) + gh in the accumulation type, in units of u times the sizes of its terms: five
 # operations and the mean's own error.
 BACKWARD_ROUNDINGS = 8
+# A second derivative in the units of `second_size`, with the kept y in it rounded: y in the two means (2), their sum
+# rounded to y's dtype (2) and projected (4), rounded again (2); y in the gradient of rstd (4); both added and rounded
+# (4); two cotangents of one gradient added (2).
+SECOND_ROUNDINGS = 20
 
 
 def unit_roundoff(dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
+_EXPONENT = 0x7FF << 52  # of a float64
+
+
 def ulp(x: Tensor, dtype) -> Tensor:
     """The distance between neighbours of that dtype at float64 x."""
-    info = torch.finfo(dtype)
-    smallest = torch.full_like(x, info.tiny)
-    exponent = torch.frexp(torch.maximum(x.abs(), smallest)).exponent - 1
-    return torch.exp2(exponent.double()) * info.eps
+    magnitude = x.abs().clamp(min=torch.finfo(dtype).tiny)
+    return (magnitude.view(torch.int64) & _EXPONENT).view(torch.float64) * torch.finfo(dtype).eps
 
 
 def assert_within(actual: Tensor, truth: Tensor, bound: Tensor) -> None:
@@ -49,19 +57,23 @@ def _truth_error(dtype) -> float:
     return 2.0 if dtype == torch.float64 else 1.0
 
 
+def output_bound(truth: Tensor, dtype) -> Tensor:
+    """The accumulation type's accuracy before one rounding: inside 1 ulp of a 16-bit dtype, 4 ulp of float32."""
+    if dtype == accumulation_dtype(dtype):
+        return FORWARD_ULP * _truth_error(dtype) * ulp(truth, dtype)
+    return (FORWARD_ULP + ROOT_ULP_16_BIT) * ulp(truth, torch.float32) + 0.5 * ulp(truth, dtype)
+
+
 def assert_output(output: Tensor, truth: Tensor) -> None:
-    """Within the accumulation type's accuracy before one rounding: inside 1 ulp of a 16-bit dtype, 4 ulp of float32."""
-    dtype = output.dtype
-    narrowed = dtype != accumulation_dtype(dtype)
-    ulps = FORWARD_ULP + (ROOT_ULP_16_BIT if narrowed else 0)
-    bound = ulps * _truth_error(dtype) * ulp(truth, accumulation_dtype(dtype))
-    if narrowed:
-        bound = bound + 0.5 * ulp(truth, dtype)
-    assert_within(output, truth, bound)
+    assert_within(output, truth, output_bound(truth, output.dtype))
+
+
+def rstd_bound(truth: Tensor, dtype) -> Tensor:
+    return RSTD_ULP * _truth_error(dtype) * ulp(truth, dtype)
 
 
 def assert_rstd(rstd: Tensor, truth: Tensor) -> None:
-    assert_within(rstd, truth, RSTD_ULP * _truth_error(rstd.dtype) * ulp(truth, rstd.dtype))
+    assert_within(rstd, truth, rstd_bound(truth, rstd.dtype))
 
 
 def backward_error(grad_output, output, rstd, grad_sum) -> Tensor:
@@ -74,21 +86,64 @@ def backward_error(grad_output, output, rstd, grad_sum) -> Tensor:
     return BACKWARD_ROUNDINGS * u * size
 
 
-def assert_backward(grad: Tensor, truth: Tensor, grad_output, output, rstd, grad_sum=None) -> None:
-    """The formula of these very operands, rounded once to the gradient's dtype."""
+def backward_bound(truth: Tensor, dtype, grad_output, output, rstd, grad_sum=None) -> Tensor:
+    """The formula of these very operands, rounded once to that dtype."""
     error = backward_error(grad_output, output, rstd, grad_sum)
-    assert_within(grad, truth, error + 0.5 * ulp(truth.abs() + error, grad.dtype))
+    return error + 0.5 * ulp(truth.abs() + error, dtype)
+
+
+def assert_backward(grad: Tensor, truth: Tensor, grad_output, output, rstd, grad_sum=None) -> None:
+    assert_within(grad, truth, backward_bound(truth, grad.dtype, grad_output, output, rstd, grad_sum))
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1)
+
+
+def gradient_bound(truth: Tensor, dtype, grad_output, output_dtype, y, rstd, grad_sum=None) -> Tensor:
+    """Row by row, |error| <= u1 |dx| + 2 u2 |r g| (y, rstd and truth in float64): y is kept rounded, and y enters
+    y * mean(y * g) twice, each time at most u2 |g|; the accumulation type's own error comes on top."""
+    rounded = unit_roundoff(dtype) * _norm(truth)
+    kept = 2 * unit_roundoff(output_dtype) * _norm(rstd.unsqueeze(-1) * grad_output.double())
+    slack = _norm(backward_error(grad_output, y, rstd.to(accumulation_dtype(output_dtype)), grad_sum))
+    subnormal = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps * truth.shape[-1] ** 0.5
+    return rounded + kept + slack + subnormal
 
 
 def assert_gradient(grad: Tensor, truth: Tensor, grad_output, output_dtype, y, rstd, grad_sum=None) -> None:
-    """Row by row, |error| <= u1 |dx| + 2 u2 |r g| (y, rstd and truth in float64): y is kept rounded, and y enters
-    y * mean(y * g) twice, each time at most u2 |g|; the accumulation type's own error comes on top."""
-    norm = torch.linalg.vector_norm
-    rounded = unit_roundoff(grad.dtype) * norm(truth, dim=-1)
-    kept = 2 * unit_roundoff(output_dtype) * norm(rstd.unsqueeze(-1) * grad_output.double(), dim=-1)
-    slack = norm(backward_error(grad_output, y, rstd.to(accumulation_dtype(output_dtype)), grad_sum), dim=-1)
-    subnormal = torch.finfo(grad.dtype).smallest_normal * torch.finfo(grad.dtype).eps * truth.shape[-1] ** 0.5
-    assert_within(grad, truth, rounded + kept + slack + subnormal)
+    assert_within(grad, truth, gradient_bound(truth, grad.dtype, grad_output, output_dtype, y, rstd, grad_sum))
+
+
+def output_tangent_bound(truth: Tensor, tangent: Tensor, dtype, y, rstd, *, added) -> Tensor:
+    """Of y, row by row: the Jacobian is symmetric, so a tangent of h is a gradient. `added` is the dtype in which two
+    operands' tangents were added, None where there was one."""
+    bound = gradient_bound(truth, dtype, tangent, dtype, y, rstd)
+    return bound if added is None else bound + unit_roundoff(added) * _norm(rstd.unsqueeze(-1) * tangent)
+
+
+def rstd_tangent_bound(tangent: Tensor, output_dtype, y, rstd, *, added) -> Tensor:
+    """-r^2 mean(y t): y is kept rounded (of its subnormals half of the smallest is lost), t may have been; the
+    accumulation type's products and mean take a few u."""
+    u = unit_roundoff(output_dtype) + 8 * _truth_error(output_dtype) * unit_roundoff(accumulation_dtype(output_dtype))
+    if added is not None:
+        u = u + unit_roundoff(added)
+    lost = torch.finfo(output_dtype).tiny * unit_roundoff(output_dtype) * tangent.abs().mean(-1)
+    return rstd * rstd * (u * (y * tangent).abs().mean(-1) + lost) + torch.finfo(accumulation_dtype(output_dtype)).tiny
+
+
+def second_size(grad_output, v, rstd) -> Tensor:
+    """Row by row, r^2 |g| |v| / sqrt(dim): no term of the second derivative is larger, since |y| <= sqrt(dim)."""
+    return rstd * rstd * _norm(grad_output) * _norm(v) / v.shape[-1] ** 0.5
+
+
+def second_bound(truth: Tensor, dtype, output_dtype, grad_output, v, rstd) -> Tensor:
+    """Of the operands, row by row: each of the terms that `SECOND_ROUNDINGS` counts, in y's dtype; as many operations
+    in the accumulation type take four times as many; one rounding to the result's dtype."""
+    accumulation = accumulation_dtype(output_dtype)
+    u = unit_roundoff(output_dtype) + 4 * _truth_error(output_dtype) * unit_roundoff(accumulation)
+    smallest = torch.finfo(dtype).smallest_normal + torch.finfo(output_dtype).smallest_normal
+    subnormal = smallest * rstd.clamp(min=1.0) * truth.shape[-1] ** 0.5
+    return SECOND_ROUNDINGS * u * second_size(grad_output, v, rstd) + unit_roundoff(dtype) * _norm(truth) + subnormal
 
 
 def assert_compiled(got, want) -> None:
