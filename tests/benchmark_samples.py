@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,13 @@ for package in ("matplotlib", "pandas", "rich", "tabulate", "typer"):
 BENCHMARKS = pathlib.Path(__file__).resolve().parent.parent / "benchmarks"
 EXAMPLES = BENCHMARKS / "examples"
 
-from providers import Eager  # noqa: E402
+# As run.py does it: the package of this tree, whatever srmsnorm is tested.
+sys.path.insert(0, str(BENCHMARKS.parent))
+import benchmarks  # noqa: E402, F401
+
+sys.path.append(sys.path.pop(0))
+
+from benchmarks.providers.pytorch import Eager  # noqa: E402
 
 
 class WrongOutput(Eager):

@@ -1,13 +1,14 @@
 """What the benchmark refuses to time, and what an operation reads and writes beside its roof."""
 
-import cells
-import check
-import operations
 import pytest
 import torch
 from benchmark_samples import WrongGradient, WrongOutput
-from providers import REGISTRY, Eager
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.protocol import check, operations
+from benchmarks.protocol.cell import Cell
+from benchmarks.providers import REGISTRY
+from benchmarks.providers.pytorch import Eager
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -45,7 +46,7 @@ def test_every_provider_computes_every_operation(dtype, op, plain_memory):
     """Those that run here. torch.compile's share the functions of `to`."""
     if operations.operation(op, dtype) is None:
         pytest.skip("nothing is mixed without a residual")
-    cell = cells.Cell("cpu", dtype, op, 3, 129)
+    cell = Cell("cpu", dtype, op, 3, 129)
     for name in ("ours", "to", "rms"):
         provider = REGISTRY[name]()
         operands = cell.operands()
@@ -64,7 +65,7 @@ def test_a_wrong_operation_is_refused(plain_memory):
             return super().backward_pair(grad_output, saved, grad_sum)[0], super().backward_pair(grad_output, saved)[1]
 
     for dtype, op in (("bf16", "forward+sum"), ("mixed", "backward+sum")):
-        cell = cells.Cell("cpu", dtype, op, 3, 64)
+        cell = Cell("cpu", dtype, op, 3, 64)
         operands = cell.operands()
         cell.operation.check(Eager(), operands, cell.operation.call(Eager(), operands)())
         with pytest.raises(ValueError if op == "forward+sum" else check.WrongResult):
@@ -89,7 +90,7 @@ class Traffic(TorchDispatchMode):
 def test_a_roof_moves_the_bytes_of_its_operation(dtype, name):
     if (op := operations.operation(name, dtype)) is None:
         pytest.skip("nothing is mixed without a residual")
-    cell = cells.Cell("cpu", dtype, name, 2, 8)
+    cell = Cell("cpu", dtype, name, 2, 8)
     call = operations.roof(op, dtype, cell.operands())
     with Traffic() as traffic:
         call()

@@ -27,7 +27,7 @@ def test_command_line(tmp_path):
 
 def test_page(tmp_path):
     """The table goes between the markers, and nowhere else. What one machine lacks is another's, and says so."""
-    import run
+    from benchmarks import run
 
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- features:begin -->\nold\n<!-- features:end -->\nafter\n")
@@ -47,7 +47,7 @@ def test_page(tmp_path):
 
 def test_counters_of_the_cells_below_a_fraction(tmp_path, monkeypatch):
     """With an ncu of one's own that prints what the real one does: a log, the header, the units, a row a kernel."""
-    import counters
+    from benchmarks import counters
 
     sweep = tmp_path / "sweep.csv"
     rows = [("bf16", "forward", 64, "roof", 98), ("bf16", "forward", 64, "ours", 100),

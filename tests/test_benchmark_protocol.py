@@ -4,17 +4,17 @@ import os
 import sys
 import time
 
-import cells
-import memory
-import precompile
-import protocol
+import benchmark_samples  # noqa: F401 - where the benchmark is, and whether it can run
 import pytest
 import torch
-from providers import REGISTRY
+
+from benchmarks.protocol import memory, precompile, timing
+from benchmarks.protocol.cell import Cell
+from benchmarks.providers import REGISTRY
 
 
 def test_a_slower_call_takes_longer():
-    means = {ms: protocol.of_means([protocol.do_bench(lambda ms=ms: time.sleep(ms / 1e3), "cpu")]) for ms in (1, 8)}
+    means = {ms: timing.of_means([timing.do_bench(lambda ms=ms: time.sleep(ms / 1e3), "cpu")]) for ms in (1, 8)}
     assert means[8].value > means[1].value >= 1
     for mean in means.values():
         assert mean.p20 <= mean.p80
@@ -26,18 +26,18 @@ def test_rounds_go_over_all_providers_and_leave_out_what_fails():
     def fails():
         raise ValueError("no")
 
-    samples = protocol.in_rounds(2, {"a": lambda: 1.0, "b": fails, "c": lambda: 3.0}, statuses, order.append)
+    samples = timing.in_rounds(2, {"a": lambda: 1.0, "b": fails, "c": lambda: 3.0}, statuses, order.append)
     assert samples == {"a": [1.0, 1.0], "c": [3.0, 3.0]}
     assert statuses == {"b": "ValueError: no"}
     assert order == ["a", "b", "c", "b", "c", "a"]
 
 
 def test_statistics():
-    assert protocol.quantile([3.0, 1.0, 2.0], 0.5) == 2.0
-    assert protocol.quantile([0.0, 10.0], 0.2) == 2.0
-    of_means = protocol.of_means([[1.0, 3.0], [5.0], [9.0, 9.0]])
+    assert timing.quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert timing.quantile([0.0, 10.0], 0.2) == 2.0
+    of_means = timing.of_means([[1.0, 3.0], [5.0], [9.0, 9.0]])
     assert (of_means.value, of_means.rounds, of_means.repeats) == (5.0, 3, 5)
-    assert protocol.of_medians([1.0, 9.0, 2.0], 10) == protocol.Statistic(
+    assert timing.of_medians([1.0, 9.0, 2.0], 10) == timing.Statistic(
         2.0, pytest.approx(1.4), pytest.approx(6.2), 3, 30
     )
 
@@ -80,7 +80,7 @@ def test_what_was_compiled_ahead_is_found_in_the_cache(monkeypatch):
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
     ticked = []
-    cell = cells.Cell("cpu", "fp32", "forward", 3, 100 + time.time_ns() % 1_000_000)
+    cell = Cell("cpu", "fp32", "forward", 3, 100 + time.time_ns() % 1_000_000)
     torch.use_deterministic_algorithms(False)  # part of the cache's key
     precompile.ahead([(cell, "toc")], 1, ticked.append)
     assert ticked == [f"toc {cell}"]

@@ -5,19 +5,21 @@ import pathlib
 import subprocess
 import sys
 
-import check
-import providers
+import benchmark_samples  # noqa: F401 - where the benchmark is, and whether it can run
 import pytest
 import torch
 
+from benchmarks.protocol import check
+from benchmarks.providers import load
+
 
 def test_a_peer_that_is_not_installed_costs_its_column_only():
-    there, missing = providers.load(["quack", "liger", "fla", "flashinfer", "ours"], "cuda")
+    there, missing = load(["quack", "liger", "fla", "flashinfer", "ours"], "cuda")
     assert "ours" in [provider.name for provider in there]
     for why in missing.values():
         assert why.startswith("not installed")
     assert {provider.name for provider in there} | set(missing) == {"quack", "liger", "fla", "flashinfer", "ours"}
-    assert "does not run on cpu" in providers.load(["quack"], "cpu")[1]["quack"]
+    assert "does not run on cpu" in load(["quack"], "cpu")[1]["quack"]
 
 
 def test_triton_kernels_in_the_interpreter():
@@ -34,8 +36,7 @@ def test_triton_kernels_in_the_interpreter():
 def triton_against_the_reference():
     """Rows shared by a block, one row a block, an odd dim, and a row that is read twice. Not in bfloat16, to which the
     interpreter truncates where the compiler rounds."""
-    import triton_norm
-    from providers import EPS
+    from benchmarks.providers import EPS, triton_norm
 
     for shape in ((33, 64), (2, 2048), (3, 1001), (2, 40000)):
         for dtype in (torch.float16, torch.float32):

@@ -6,13 +6,12 @@ import shutil
 import subprocess
 
 import pytest
-import reports.compare
-import reports.page
-import reports.readme
-import results
 from benchmark_samples import BENCHMARKS, EXAMPLES, rows_of
-from reports.common import insert
-from suites import SUITES, features
+
+from benchmarks import reports
+from benchmarks.record import results
+from benchmarks.reports import cells, common, compare, page, readme
+from benchmarks.suites import SUITES, features
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -30,7 +29,7 @@ def test_committed_markdown_comes_from_its_csv(path):
 
 @pytest.mark.parametrize("suite", [suite for suite in SUITES if suite != "features"])  # yes and no
 def test_the_plots_come_from_the_csv_byte_for_byte(suite, tmp_path):
-    import plots
+    from benchmarks.reports import plots
 
     frame = reports.read(EXAMPLES / f"{suite}.csv")
     first, second = (plots.plot(frame, tmp_path / run / suite) for run in ("a", "b") if not (tmp_path / run).mkdir())
@@ -65,7 +64,7 @@ def test_parts_are_joined_and_ratios_stay_within_a_part(tmp_path):
             writer.writerows(row for row in rows if row["date"] == date)
     assert results.join([*parts, parts[0]], tmp_path / "sweep.csv") == len(rows)
     frame = reports.read(tmp_path / "sweep.csv")
-    (cell,) = (c for c in reports.cells.cells_of(frame) if (c.dtype, c.op, c.dim) == ("bf16", "forward", 65536))
+    (cell,) = (c for c in cells.cells_of(frame) if (c.dtype, c.op, c.dim) == ("bf16", "forward", 65536))
     assert cell.fraction["toc"] == pytest.approx(0.9, rel=1e-4)
     assert cell.fraction["ours"] == pytest.approx(0.97, rel=1e-4)
     assert (cell.best, cell.ratio) == ("tocm", pytest.approx(0.98 / 0.97, rel=1e-4))
@@ -95,24 +94,24 @@ def test_compare_tells_what_changed_beyond_noise(tmp_path):
         writer.writerows(rows)
     before, after = reports.read(EXAMPLES / "sweep.csv"), reports.read(tmp_path / "after.csv")
     before = before[before["date"] == before["date"].iloc[0]]
-    lines = [line for line in reports.compare.markdown(before, after).splitlines() if " x " in line]
+    lines = [line for line in compare.markdown(before, after).splitlines() if " x " in line]
     ours = [line for line in lines if "| ours" in line.replace("     ours", "ours") or " ours |" in line]
     assert [line.split("|")[-2].strip() for line in ours] == ["worse"]
     assert "+3.0%" in ours[0] and "x 64" in ours[0]
     assert not any(" toc |" in line and "3001" in line for line in lines)
-    assert "Nothing changed" in reports.compare.markdown(before, before)
+    assert "Nothing changed" in compare.markdown(before, before)
 
 
 def test_the_readme_is_written_from_the_results(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n\n<!-- tables:begin -->\nold\n<!-- tables:end -->\n\nafter\n")
-    assert insert(readme, "tables", reports.readme.section(EXAMPLES, tmp_path))
-    text = readme.read_text()
+    path = tmp_path / "README.md"
+    path.write_text("before\n\n<!-- tables:begin -->\nold\n<!-- tables:end -->\n\nafter\n")
+    assert common.insert(path, "tables", readme.section(EXAMPLES, tmp_path))
+    text = path.read_text()
     assert text.startswith("before\n\n<!-- tables:begin -->\n") and text.endswith("<!-- tables:end -->\n\nafter\n")
     assert "old" not in text
-    assert not insert(readme, "tables", reports.readme.section(EXAMPLES, tmp_path))
+    assert not common.insert(path, "tables", readme.section(EXAMPLES, tmp_path))
     with pytest.raises(ValueError, match="needs one"):
-        insert(readme, "features", "")
+        common.insert(path, "features", "")
     published = next(line for line in text.splitlines() if " speed, forward |" in line)
     assert "0.0500" in published and "0.1112" in published  # ours and torch.compile's on the H100, at n = 2048
     assert "Worst cell: mixed, backward+sum" in text
@@ -121,27 +120,27 @@ def test_the_readme_is_written_from_the_results(tmp_path):
 def test_the_projects_readme_holds_the_committed_results():
     """Tables that nobody typed."""
     folders = [path.parent for path in (BENCHMARKS / "results").glob("nvidia-*/tables.csv")]
-    readme = BENCHMARKS.parent / "README.md"
-    _, _, rest = readme.read_text(encoding="utf-8").partition("<!-- tables:begin -->\n")
+    path = BENCHMARKS.parent / "README.md"
+    _, _, rest = path.read_text(encoding="utf-8").partition("<!-- tables:begin -->\n")
     section = rest.partition("<!-- tables:end -->")[0]
-    assert section in ["", *(reports.readme.section(folder, readme.parent) for folder in folders)]
+    assert section in ["", *(readme.section(folder, path.parent) for folder in folders)]
     if folders:
         assert section
 
 
 def test_the_page_is_self_contained_and_holds_every_suite(tmp_path):
-    import plots
+    from benchmarks.reports import plots
 
     for path in EXAMPLES.glob("*.csv"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     plots.plot(reports.read(EXAMPLES / "sweep.csv"), tmp_path / "sweep")
     plots.plot(reports.read(EXAMPLES / "small.csv"), tmp_path / "small")
-    text = reports.page.write(tmp_path, list(SUITES)).read_text()
+    text = page.write(tmp_path, list(SUITES)).read_text()
     for suite in SUITES:
         assert text.count(f'<section id="suite-{suite}">') == 1
     assert text.count("<svg") == 2
     figures = [
-        reports.common.figure(row.to_frame().T, lambda v: f"{v:.2f}")
+        common.figure(row.to_frame().T, lambda v: f"{v:.2f}")
         for _, row in reports.read(EXAMPLES / "small.csv").iterrows()
     ]
     assert all(figure in text for figure in figures)
@@ -153,21 +152,21 @@ def test_the_page_is_self_contained_and_holds_every_suite(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*/index.html")), ids=lambda p: p.parent.name)
 def test_a_committed_page_comes_from_its_folder(path):
-    assert reports.page.of_folder(path.parent, list(SUITES)).encode() == path.read_bytes()
+    assert page.of_folder(path.parent, list(SUITES)).encode() == path.read_bytes()
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_fits_a_window(tmp_path, width):
     """In a browser: tables and plots scroll in their own boxes, the page does not."""
-    import plots
+    from benchmarks.reports import plots
 
     for suite in SUITES:
         (tmp_path / f"{suite}.csv").write_bytes((EXAMPLES / f"{suite}.csv").read_bytes())
     plots.plot(reports.read(EXAMPLES / "sweep.csv"), tmp_path / "sweep")
-    page = reports.page.write(tmp_path, list(SUITES))
+    index = page.write(tmp_path, list(SUITES))
     told = "<script>document.title = `${innerWidth} ${document.documentElement.scrollWidth}`</script></body>"
-    page.write_text(page.read_text().replace("</body>", told))
+    index.write_text(index.read_text().replace("</body>", told))
     frame = tmp_path / "frame.html"  # a browser's own window is never as narrow as a phone
     frame.write_text(
         f'<iframe id="f" src="index.html" width="{width}" height="800" frameborder="0"></iframe><script>'

@@ -2,18 +2,17 @@
 
 import dataclasses
 
-import cells
-import models
-import operations
 import pytest
-import reports
-import suites.memory
-import suites.model
 import torch
 from benchmark_samples import EXAMPLES, Unlucky, WrongOutput, rows_of
-from plan import Plan, Recorder
-from providers import REGISTRY, Eager
-from suites import cpu, fusion, small, sweep, tables
+
+from benchmarks import reports, suites
+from benchmarks.protocol import measuring, operations
+from benchmarks.providers import REGISTRY
+from benchmarks.providers.pytorch import Eager
+from benchmarks.record.plan import Plan
+from benchmarks.record.recorder import Recorder
+from benchmarks.suites import cpu, fusion, prenorm, small, sweep, tables
 
 
 def test_sweep_on_the_cpu(tmp_path, plain_memory):
@@ -38,8 +37,8 @@ def test_sweep_on_the_cpu(tmp_path, plain_memory):
 def test_few_rows_have_two_times(tmp_path, plain_memory):
     """On a CPU there is one clock; the second metric is asked for here all the same."""
     plan = Plan("cpu", tmp_path, providers=["ours", "to"], rounds=2)
-    wanted = cells.cells(plan, [(1, 64), (4, 32)], ["forward"])
-    cells.run(plan, "small", wanted, ("ours",), 2, eager=True)
+    wanted = measuring.cells(plan, [(1, 64), (4, 32)], ["forward"])
+    measuring.run(plan, "small", wanted, ("ours",), 2, eager=True)
     rows = rows_of(tmp_path / "small.csv")
     assert [row["metric"] for row in rows] == 2 * (3 * ["speed"] + 3 * ["call"])
     assert all(row["status"] == "ok" and float(row["value"]) > 0 for row in rows)
@@ -68,7 +67,7 @@ def test_the_cpu_on_one_thread_and_on_all(tmp_path, monkeypatch, plain_memory):
 
 
 def test_memory_on_the_cpu(tmp_path, monkeypatch, plain_memory):
-    monkeypatch.setattr(suites.memory, "SIZE_CPU", models.Size(2, 64, 64, 2, 2))
+    monkeypatch.setattr(suites.memory, "SIZE_CPU", prenorm.Size(2, 64, 64, 2, 2))
     plan = Plan("cpu", tmp_path, providers=["ours", "to"], dims=[64], rows=[32], dtypes=["bf16"], rounds=1)
     suites.memory.run(plan)
     kept = {(row["op"], row["provider"]): float(row["value"]) for row in rows_of(tmp_path / "memory.csv")}
@@ -82,7 +81,7 @@ def test_models(tmp_path, monkeypatch, plain_memory):
     monkeypatch.setitem(REGISTRY, "wrong", WrongOutput)
     monkeypatch.setattr(WrongOutput, "name", "wrong")
     monkeypatch.setattr(suites.model, "MODES", ["eager"])
-    monkeypatch.setattr(suites.model, "SIZE_CPU", models.Size(2, 64, 32, 2, 2))
+    monkeypatch.setattr(suites.model, "SIZE_CPU", prenorm.Size(2, 64, 32, 2, 2))
     suites.model.run(Plan("cpu", tmp_path, providers=["ours", "to", "wrong"], rounds=2))
     rows = rows_of(tmp_path / "model.csv")
     assert len(rows) == 2 * 2 * 2 * 3  # kinds, operations, metrics, providers
@@ -92,8 +91,8 @@ def test_models(tmp_path, monkeypatch, plain_memory):
 
 
 def test_linear_attention_is_causal_and_chunked():
-    q, k, v = torch.randn(3, 2, 2, 2 * models.CHUNK, 4, dtype=torch.float64)
-    assert torch.allclose(models.linear_attention(q, k, v), (q @ k.transpose(-1, -2)).tril() @ v)
+    q, k, v = torch.randn(3, 2, 2, 2 * prenorm.CHUNK, 4, dtype=torch.float64)
+    assert torch.allclose(prenorm.linear_attention(q, k, v), (q @ k.transpose(-1, -2)).tril() @ v)
 
 
 def test_fusion_suite(tmp_path, monkeypatch, plain_memory):
