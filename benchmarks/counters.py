@@ -14,11 +14,18 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
-from cells import Cell
-from operations import DTYPES
-from provenance import provenance
-from providers import Ours
-from suites import sweep
+
+if not __package__:  # run as a script: this folder is `benchmarks`, and its srmsnorm counts where none is installed
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+    import benchmarks  # noqa: F401
+
+    sys.path.append(sys.path.pop(0))
+
+from benchmarks.protocol.cell import Cell
+from benchmarks.protocol.operations import DTYPES
+from benchmarks.providers.own import Ours
+from benchmarks.record.provenance import provenance
+from benchmarks.suites import sweep
 
 STALLS = ["long_scoreboard", "lg_throttle", "barrier", "short_scoreboard", "wait", "drain", "membar"]
 STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"

@@ -10,20 +10,22 @@ import torch
 import typer
 from typer.core import TyperGroup
 
-# An installed srmsnorm first, else the one built in place.
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if not __package__:  # run as a script: this folder is `benchmarks`, and its srmsnorm counts where none is installed
+    sys.path.insert(0, str(ROOT))
+    import benchmarks  # noqa: F401
 
-import peers  # noqa: E402, F401
-import reports  # noqa: E402
-from operations import DTYPES, OPS  # noqa: E402
-from plan import Plan  # noqa: E402
-from providers import REGISTRY  # noqa: E402
-from reports.common import insert  # noqa: E402
-from results import join as join_parts  # noqa: E402
-from suites import SUITES  # noqa: E402
+    sys.path.append(sys.path.pop(0))
+
+from benchmarks import reports  # noqa: E402
+from benchmarks.protocol.operations import DTYPES, OPS  # noqa: E402
+from benchmarks.providers import REGISTRY  # noqa: E402
+from benchmarks.record.plan import Plan  # noqa: E402
+from benchmarks.record.results import join as join_parts  # noqa: E402
+from benchmarks.reports.common import insert  # noqa: E402
+from benchmarks.suites import SUITES  # noqa: E402
 
 DEFAULT_SUITE = "tables"
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs/pytorch.md"
 
 
@@ -129,7 +131,7 @@ def write(path: pathlib.Path, out: pathlib.Path, published: bool | None, plots: 
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{path.stem}.md").write_text(text, encoding="utf-8", newline="\n")
     if plots and not frame.empty:
-        import plots as drawing
+        from benchmarks.reports import plots as drawing
 
         drawing.plot(frame, out / path.stem)
 
@@ -206,9 +208,9 @@ def compare(
     after: Annotated[pathlib.Path, typer.Argument(exists=True, dir_okay=False, help="A later one.")],
 ) -> None:
     """What changed between two CSVs beyond noise."""
-    import reports.compare
+    from benchmarks.reports import compare
 
-    typer.echo(reports.compare.markdown(reports.read(before), reports.read(after)), nl=False)
+    typer.echo(compare.markdown(reports.read(before), reports.read(after)), nl=False)
 
 
 @app.command()
@@ -216,10 +218,10 @@ def html(
     folder: Annotated[pathlib.Path, typer.Argument(exists=True, file_okay=False, help="Results of one machine.")],
 ) -> None:
     """One self-contained HTML page of all suites in a folder, plots included."""
-    import reports.page
+    from benchmarks.reports import page
 
     try:
-        typer.echo(reports.page.write(folder, list(SUITES)))
+        typer.echo(page.write(folder, list(SUITES)))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -230,9 +232,9 @@ def readme(
     path: Annotated[pathlib.Path, typer.Option("--readme", exists=True, help="The file to write to.")] = README,
 ) -> None:
     """The tables of the project's README, from the CSVs of a folder."""
-    import reports.readme
+    from benchmarks.reports import readme
 
-    _insert(path, "tables", lambda: reports.readme.section(folder, path.parent))
+    _insert(path, "tables", lambda: readme.section(folder, path.parent))
 
 
 @app.command()

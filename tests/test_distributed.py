@@ -41,7 +41,7 @@ def run_worlds():
 
 
 @pytest.mark.parametrize(
-    ("world", "name"), [(world, name) for world in WORLDS for name in distributed_checks.names(world)]
+    ("world", "name"), [(world, name) for world in WORLDS for name in distributed_checks.checks(world)]
 )
 def test_distributed(world, name, report):
     reached = report["worlds"][str(world)]

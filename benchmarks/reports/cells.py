@@ -7,7 +7,7 @@ import pandas as pd
 
 from .common import NOISY, UNLIKE, figure, grid, legend, noisy, ordered
 
-PEERS = pathlib.Path(__file__).resolve().parent.parent / "h200_peers.csv"
+PEERS = pathlib.Path(__file__).resolve().parent / "published/h200_peers.csv"
 NOTE = (
     "Time of one call, median of rounds. The roof is a plain PyTorch operation that moves the same bytes, measured in "
     "the same rounds; a provider's figure is the fraction of it that it reaches, roof / time. GB/s counts the bytes "

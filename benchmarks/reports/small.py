@@ -7,7 +7,7 @@ import pandas as pd
 from .cells import Cell, cells_of
 from .common import figure, grid, legend, ordered, without_gpu
 
-BEFORE = pathlib.Path(__file__).resolve().parent.parent / "h200_small.csv"
+BEFORE = pathlib.Path(__file__).resolve().parent / "published/h200_small.csv"
 NOTE = (
     "Microseconds, medians of rounds. On the GPU: one call in a CUDA graph of many, which leaves out what the host "
     "does. The roof is `copy_` or `torch.add` of the same tensors, launched likewise. `over roof`: ours less the roof."

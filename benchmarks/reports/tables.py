@@ -7,7 +7,7 @@ import pandas as pd
 
 from .common import figure, grid, legend, ordered
 
-PUBLISHED = pathlib.Path(__file__).resolve().parent.parent / "h100_tables.csv"
+PUBLISHED = pathlib.Path(__file__).resolve().parent / "published/h100_tables.csv"
 KINDS = [(m, o, r) for m in ("speed", "memory") for o in ("forward", "backward") for r in ("False", "True")]
 
 

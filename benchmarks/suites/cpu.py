@@ -2,10 +2,11 @@
 
 import dataclasses
 
-import cells
 import torch
-from operations import DTYPES, OPS
-from plan import Plan
+
+from benchmarks.protocol import measuring
+from benchmarks.protocol.operations import DTYPES, OPS
+from benchmarks.record.plan import Plan
 
 NAME = "cpu"
 QUESTION = "each operation on the CPU over dims and dtypes, on one thread and on all, beside torch.compile's code"
@@ -21,9 +22,9 @@ def run(plan: Plan) -> None:
         elements = plan.elements or BYTES // DTYPES[dtype].itemsize
         dims = plan.dims or ([2048] if plan.quick else DIMS)
         shapes = [(rows, dim) for dim in dims for rows in plan.rows or [max(1, elements // dim)]]
-        for cell in cells.cells(plan, shapes, plan.ops or list(OPS), [dtype]):
+        for cell in measuring.cells(plan, shapes, plan.ops or list(OPS), [dtype]):
             wanted += [dataclasses.replace(cell, threads=count) for count in threads]
     try:
-        cells.run(plan, NAME, wanted, ("ours", "toc", "rms"), plan.rounds or (3 if plan.quick else 10))
+        measuring.run(plan, NAME, wanted, ("ours", "toc", "rms"), plan.rounds or (3 if plan.quick else 10))
     finally:
         torch.set_num_threads(threads[-1])

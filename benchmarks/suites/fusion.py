@@ -7,13 +7,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from check import attempt, require
-from operations import DTYPES
-from plan import Plan, Recorder
-from protocol import Call, EventReplay, WallReplay, in_rounds, of_medians
-from providers import EPS
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from benchmarks.protocol.check import attempt, require
+from benchmarks.protocol.operations import DTYPES
+from benchmarks.protocol.timing import Call, EventReplay, WallReplay, in_rounds, of_medians
+from benchmarks.providers import EPS
+from benchmarks.record.plan import Plan
+from benchmarks.record.recorder import Recorder
 
 NAME = "fusion"
 QUESTION = "compiled pre-norm block and QK-norm attention: the operator, inlined on request, the plain formula"

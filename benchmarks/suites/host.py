@@ -4,12 +4,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from check import attempt
-from operations import DTYPES
-from plan import Plan, Recorder
-from protocol import Call, host_sample, in_rounds, of_medians
-from providers import EPS
 from torch import Tensor
+
+from benchmarks.protocol.check import attempt
+from benchmarks.protocol.operations import DTYPES
+from benchmarks.protocol.timing import Call, host_sample, in_rounds, of_medians
+from benchmarks.providers import EPS
+from benchmarks.record.plan import Plan
+from benchmarks.record.recorder import Recorder
 
 NAME = "host"
 QUESTION = "host time of one eager call: functional, module, torch.ops, with and without autograd"
@@ -44,7 +46,7 @@ def _compiled() -> Norm:
 
 
 def _triton() -> Norm:
-    import triton_norm
+    from benchmarks.providers import triton_norm
 
     return partial(triton_norm.srms_norm, eps=EPS)
 

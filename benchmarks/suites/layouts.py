@@ -5,12 +5,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import cells
 import torch
-from cells import Cell
-from operations import OPS, Tensors, tensor_dtype
-from plan import Plan
 from torch import Tensor
+
+from benchmarks.protocol import measuring
+from benchmarks.protocol.cell import Cell
+from benchmarks.protocol.operations import OPS, Tensors, tensor_dtype
+from benchmarks.record.plan import Plan
 
 NAME = "layouts"
 QUESTION = "time with strided, misaligned and expanded operands, as a fraction of the roof of contiguous ones"
@@ -90,4 +91,4 @@ def run(plan: Plan) -> None:
                 elements = plan.elements or (BYTES if plan.gpu else BYTES_CPU) // 2
                 rows = max(1, elements // dim // (BATCH * HEADS)) * BATCH * HEADS
                 wanted.append(LayoutCell(plan.device, "bf16", op, rows, dim, layout=layout))
-    cells.run(plan, NAME, wanted, ("ours", "rms"), plan.rounds or (3 if plan.quick else 10))
+    measuring.run(plan, NAME, wanted, ("ours", "rms"), plan.rounds or (3 if plan.quick else 10))

@@ -6,12 +6,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from check import attempt
-from memory import MIB, kept_and_peak_mib
-from models import Model, Size, build
-from operations import DTYPES, RESIDUAL_DTYPES
-from plan import Plan, Recorder
-from providers import Provider
+
+from benchmarks.protocol.check import attempt
+from benchmarks.protocol.memory import MIB, kept_and_peak_mib
+from benchmarks.protocol.operations import DTYPES, RESIDUAL_DTYPES
+from benchmarks.providers import Provider
+from benchmarks.record.plan import Plan
+from benchmarks.record.recorder import Recorder
+from benchmarks.suites.prenorm import Model, Size, build
 
 NAME = "memory"
 QUESTION = "live and peak memory: what a norm keeps for backward, alone and in 12 layers of a pre-norm model"

@@ -6,14 +6,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from check import WrongResult, attempt
-from memory import kept_and_peak_mib
-from models import Model, Size, build
-from operations import DTYPES
-from plan import Plan, Recorder
-from protocol import in_rounds, of_medians
-from providers import Eager, Provider
 from torch import Tensor
+
+from benchmarks.protocol.check import WrongResult, attempt
+from benchmarks.protocol.memory import kept_and_peak_mib
+from benchmarks.protocol.operations import DTYPES
+from benchmarks.protocol.timing import in_rounds, of_medians
+from benchmarks.providers import Provider
+from benchmarks.providers.pytorch import Eager
+from benchmarks.record.plan import Plan
+from benchmarks.record.recorder import Recorder
+from benchmarks.suites.prenorm import Model, Size, build
 
 NAME = "model"
 QUESTION = "tokens/s and memory of TransNormer-style and QK-norm GPT-style blocks, eager and compiled"

@@ -1,7 +1,7 @@
 """Few rows, as in decoding: GPU time alone, by graph replay, and the time of an eager call, apart."""
 
-import cells
-from plan import Plan
+from benchmarks.protocol import measuring
+from benchmarks.record.plan import Plan
 
 NAME = "small"
 QUESTION = "few rows: GPU time by graph replay, and the time of an eager call, apart"
@@ -15,6 +15,6 @@ def run(plan: Plan) -> None:
     shapes = [(rows, dim) for dim in plan.dims or [] for rows in plan.rows or [1]] or SHAPES[
         : 2 if plan.quick else None
     ]
-    wanted = cells.cells(plan, shapes, plan.ops or OPS)
+    wanted = measuring.cells(plan, shapes, plan.ops or OPS)
     default = ("ours", "tr", "toc", "rms") if plan.gpu else ("ours", "toc", "rms")
-    cells.run(plan, NAME, wanted, default, plan.rounds or (3 if plan.quick else 20), eager=plan.gpu)
+    measuring.run(plan, NAME, wanted, default, plan.rounds or (3 if plan.quick else 20), eager=plan.gpu)

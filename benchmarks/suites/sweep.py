@@ -1,8 +1,8 @@
 """The kernels alone over dims, operations and dtypes at a fixed number of bytes, each beside its roof."""
 
-import cells
-from operations import DTYPES, OPS
-from plan import Plan
+from benchmarks.protocol import measuring
+from benchmarks.protocol.operations import DTYPES, OPS
+from benchmarks.record.plan import Plan
 
 NAME = "sweep"
 QUESTION = "time of each operation over dims and dtypes, as a fraction of the roof: what moving its bytes costs"
@@ -20,6 +20,6 @@ def run(plan: Plan) -> None:
     for dtype in plan.dtypes or ["bf16"]:
         elements = plan.elements or size // DTYPES[dtype].itemsize
         shapes = [(rows, dim) for dim in plan.dims or dims for rows in plan.rows or [max(1, elements // dim)]]
-        wanted += cells.cells(plan, shapes, plan.ops or list(OPS), [dtype])
+        wanted += measuring.cells(plan, shapes, plan.ops or list(OPS), [dtype])
     default = ("ours", "tr", "toc", "rms") if plan.gpu else ("ours", "toc", "rms")
-    cells.run(plan, NAME, wanted, default, plan.rounds or (3 if plan.quick else 10))
+    measuring.run(plan, NAME, wanted, default, plan.rounds or (3 if plan.quick else 10))

@@ -6,13 +6,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from check import attempt, check_norm
-from memory import REPEATS, peak_mib
-from operations import DTYPES, RESIDUAL_DTYPES
-from plan import Plan, Recorder
-from protocol import do_bench, in_rounds, of_means, quantile
-from providers import Provider
 from torch import Tensor
+
+from benchmarks.protocol.check import attempt, check_norm
+from benchmarks.protocol.memory import REPEATS, peak_mib
+from benchmarks.protocol.operations import DTYPES, RESIDUAL_DTYPES
+from benchmarks.protocol.timing import do_bench, in_rounds, of_means, quantile
+from benchmarks.providers import Provider
+from benchmarks.record.plan import Plan
+from benchmarks.record.recorder import Recorder
 
 NAME = "tables"
 QUESTION = "the eight published tables: time and memory of forward and backward, with and without a residual"

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import torch
 import torch._dynamo.config
-from providers import Provider
 from torch import Tensor, nn
+
+from benchmarks.providers import Provider
 
 CHUNK = 256  # tokens of linear attention that meet by a score matrix; beyond it by their sums
 

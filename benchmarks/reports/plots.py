@@ -5,8 +5,9 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
-from reports.cells import Cell, cells_of
-from reports.common import COLUMNS, ordered
+
+from benchmarks.reports.cells import Cell, cells_of
+from benchmarks.reports.common import COLUMNS, ordered
 
 matplotlib.use("Agg")
 matplotlib.rcParams.update({"svg.hashsalt": "srmsnorm", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 
-import peers  # noqa: F401 - a worker process needs its providers too
 import torch
 import torch._inductor.config
-from cells import Cell
-from providers import REGISTRY, Provider
+
+from benchmarks.providers import REGISTRY, Provider
+
+from .cell import Cell
 
 ROOM = 3 << 29  # bytes of a process beside its operands: context, libraries, outputs
 

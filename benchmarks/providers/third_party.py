@@ -5,8 +5,9 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from providers import EPS, Provider, provider
 from torch import Tensor
+
+from .provider import EPS, Provider, provider
 
 
 @provider("quack", computes="quack.rmsnorm without a weight; with a residual it always writes the sum", keeps="x, rstd")

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from check import backward_error, forward_error, require
-from protocol import Call
-from providers import Provider
 from torch import Tensor
+
+from benchmarks.providers import Provider
+
+from .check import backward_error, forward_error, require
+from .timing import Call
 
 Tensors = dict[str, Tensor]
 

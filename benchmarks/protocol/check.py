@@ -8,9 +8,10 @@ rounded. What float32 accumulation adds is in `_slack`. A result above 1, or NaN
 from collections.abc import Callable, Iterator
 
 import torch
-from providers import EPS, Provider
 from rich.text import Text
 from torch import Tensor
+
+from benchmarks.providers import EPS, Provider
 
 CHUNK = 1 << 24  # elements looked at a time: float64 temporaries stay small beside the operands
 

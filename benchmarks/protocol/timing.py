@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from check import attempt
+
+from .check import attempt
 
 WARMUP_MS = 25
 REPEAT_MS = 100

@@ -1,0 +1,64 @@
+"""The two of this repository: srmsnorm, and the Triton norm that stands in for what one would write without it."""
+
+import torch
+from torch import Tensor
+
+from .provider import EPS, Provider, provider
+
+
+@provider("ours", computes="srmsnorm.srms_norm", keeps="rstd, 4 bytes a row")
+class Ours(Provider):
+    def __init__(self) -> None:
+        import srmsnorm
+
+        self.library = srmsnorm
+        self.ops = torch.ops.srmsnorm
+
+    def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.library.srms_norm(x, residual, eps=EPS)
+
+    def add_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        return self.library.add_srms_norm(x, residual, eps=EPS)
+
+    def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
+        return self.ops._srms_norm(x, residual, EPS)
+
+    def backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None) -> Tensor:
+        return self.ops._srms_norm_backward_input(grad_output, *saved, grad_sum)
+
+    def backward_pair(
+        self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.ops._srms_norm_backward_pair(grad_output, *saved, grad_sum)
+
+
+@provider("tr", computes="a Triton kernel pair of this benchmark", keeps="rstd, 4 bytes a row")
+class Triton(Provider):
+    devices = ("cuda",)
+    caches = True
+
+    def __init__(self) -> None:
+        from . import triton_norm
+
+        self.kernels = triton_norm
+
+    def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.kernels.srms_norm(x, residual, eps=EPS)
+
+    def add_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        return self.kernels.add_srms_norm(x, residual, eps=EPS)
+
+    def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
+        y, _, rstd = self.kernels.forward(x, residual, eps=EPS, write_rstd=True)
+        assert rstd is not None
+        return y, rstd
+
+    def backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None) -> Tensor:
+        y, rstd = saved
+        return self.kernels.backward(grad_output, y, rstd, grad_sum)
+
+    def backward_pair(
+        self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        y, rstd = saved
+        return self.kernels.backward_pair(grad_output, y, rstd, grad_sum)

@@ -1,0 +1,81 @@
+"""What a provider is, and how one is added: a decorated class. All compute the norm with the same eps."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor
+
+EPS = 1e-6
+DEFAULT = ("ours", "tr", "to", "toc")
+
+
+class Provider:
+    """Methods that a provider leaves out are not compared. `x` and `residual` share their shape, contiguous; the
+    residual may be float32 beside 16 bits."""
+
+    name: ClassVar[str]
+    computes: ClassVar[str]
+    keeps: ClassVar[str]  # for backward, beside y
+    devices: ClassVar[tuple[str, ...]] = ("cuda", "cpu")
+    roundings: ClassVar[int] = 1  # to the dtype, on the way to y and to a gradient
+    residual_roundings: ClassVar[int] = 1  # the same, with a residual or a gradient of the sum
+    compiles: ClassVar[bool] = False  # for each shape anew, which takes seconds
+    caches: ClassVar[bool] = False  # on disk what it compiles: another process may do it ahead
+
+    def new_shape(self) -> None:
+        """Called before another shape is measured."""
+
+    def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """y, differentiable in both."""
+        raise NotImplementedError
+
+    def add_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(y, sum), differentiable unless `require_sum_gradient` raises."""
+        raise NotImplementedError
+
+    def require_sum_gradient(self) -> None:
+        """Raises NotImplementedError where a gradient does not go through `add_norm`."""
+
+    def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What backward takes beside the gradients; under no_grad."""
+        raise NotImplementedError
+
+    def backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None) -> Tensor:
+        """The gradient of x; under no_grad."""
+        raise NotImplementedError
+
+    def backward_pair(
+        self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of x and of a float32 residual; under no_grad."""
+        raise NotImplementedError
+
+
+REGISTRY: dict[str, type[Provider]] = {}
+
+
+def provider(name: str, *, computes: str, keeps: str) -> Callable[[type[Provider]], type[Provider]]:
+    """Adds a provider under a name. Its own packages it imports in __init__: a missing one costs its column only."""
+
+    def add(cls: type[Provider]) -> type[Provider]:
+        cls.name, cls.computes, cls.keeps = name, computes, keeps
+        REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def load(names: list[str], device: str) -> tuple[list[Provider], dict[str, str]]:
+    """(the providers that are there, what is wrong with the others by name)."""
+    there: list[Provider] = []
+    missing: dict[str, str] = {}
+    for name in names:
+        cls = REGISTRY[name]
+        if device not in cls.devices:
+            missing[name] = f"does not run on {device}"
+            continue
+        try:
+            there.append(cls())
+        except ImportError as error:
+            missing[name] = f"not installed: {error}"
+    return there, missing

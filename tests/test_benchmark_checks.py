@@ -1,0 +1,97 @@
+"""What the benchmark refuses to time, and what an operation reads and writes beside its roof."""
+
+import pytest
+import torch
+from benchmark_samples import WrongGradient, WrongOutput
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.protocol import check, operations
+from benchmarks.protocol.cell import Cell
+from benchmarks.providers import REGISTRY
+from benchmarks.providers.pytorch import Eager
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_definition_passes(dtype, residual):
+    x, r, g = (torch.randn(3, 5, 257, dtype=dtype, requires_grad=i < 2) for i in range(3))
+    check.check_norm(Eager(), x, r if residual else None, g)
+
+
+@pytest.mark.parametrize("provider", [WrongOutput, WrongGradient])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_wrong_result_is_refused(provider, dtype):
+    x, g = torch.randn(4, 64, dtype=dtype, requires_grad=True), torch.randn(4, 64, dtype=dtype)
+    with pytest.raises(check.WrongResult):
+        check.check_norm(provider(), x, None, g)
+
+
+def test_nan_is_refused():
+    with pytest.raises(check.WrongResult):
+        check.require("y", float("nan"))
+    x = torch.randn(2, 8)
+    y = Eager().norm(x)
+    y[1, 3] = float("nan")
+    with pytest.raises(check.WrongResult):
+        check.require("y", check.forward_error(y, x, None, 1))
+
+
+def test_a_status_is_one_plain_line():
+    assert check.status_of(RuntimeError("\x1b[91merror:\x1b[0m no IR\nmore")) == "RuntimeError: error: no IR"
+
+
+@pytest.mark.parametrize("dtype", operations.DTYPES)
+@pytest.mark.parametrize("op", operations.OPS)
+def test_every_provider_computes_every_operation(dtype, op, plain_memory):
+    """Those that run here. torch.compile's share the functions of `to`."""
+    if operations.operation(op, dtype) is None:
+        pytest.skip("nothing is mixed without a residual")
+    cell = Cell("cpu", dtype, op, 3, 129)
+    for name in ("ours", "to", "rms"):
+        provider = REGISTRY[name]()
+        operands = cell.operands()
+        with torch.no_grad():
+            cell.operation.check(provider, operands, cell.operation.call(provider, operands)())
+
+
+def test_a_wrong_operation_is_refused(plain_memory):
+    """A sum that is the input; a pair whose second gradient misses the gradient of the sum."""
+
+    class Wrong(Eager):
+        def add_norm(self, x, residual):
+            return super().add_norm(x, residual)[0], x
+
+        def backward_pair(self, grad_output, saved, grad_sum=None):
+            return super().backward_pair(grad_output, saved, grad_sum)[0], super().backward_pair(grad_output, saved)[1]
+
+    for dtype, op in (("bf16", "forward+sum"), ("mixed", "backward+sum")):
+        cell = Cell("cpu", dtype, op, 3, 64)
+        operands = cell.operands()
+        cell.operation.check(Eager(), operands, cell.operation.call(Eager(), operands)())
+        with pytest.raises(ValueError if op == "forward+sum" else check.WrongResult):
+            cell.operation.check(Wrong(), operands, cell.operation.call(Wrong(), operands)())
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes of the tensors that operators take: what copy_, add and addcmul with an output read and write."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [t for t in (*args, *(kwargs or {}).values()) if isinstance(t, torch.Tensor)]
+        self.bytes += sum(t.nbytes for t in tensors)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", operations.DTYPES)
+@pytest.mark.parametrize("name", operations.OPS)
+def test_a_roof_moves_the_bytes_of_its_operation(dtype, name):
+    if (op := operations.operation(name, dtype)) is None:
+        pytest.skip("nothing is mixed without a residual")
+    cell = Cell("cpu", dtype, name, 2, 8)
+    call = operations.roof(op, dtype, cell.operands())
+    with Traffic() as traffic:
+        call()
+    assert traffic.bytes == cell.moved
