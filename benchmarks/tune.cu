@@ -31,6 +31,7 @@ struct Candidate {
   int threads, rows, vectors, cluster;
   bool kept;
   int resident;  // blocks on a multiprocessor at most; 0: as many as fit; kAsLaunched: what the launcher makes of it
+  bool launched = false;  // whether the launcher, of this plan, launches just this; known once it is timed
 };
 
 constexpr int kAsLaunched = -1;
@@ -94,27 +95,24 @@ const Gpu& this_gpu() {
   return described;
 }
 
-// As launch() in launcher.cuh.
-template <class Op>
-int shared_of(const Candidate& c, int64_t dim, bool flat) {
-  if (c.resident > 0) return shared_bytes_for(c.resident, this_gpu());
-  bool limited = c.resident == kAsLaunched && flat && (c.kept || c.cluster > 1) && keeps_apart(this_gpu());
-  LaunchPlan plan{16 / sizeof(T), c.threads, c.rows, c.vectors, c.cluster, false, false, !flat};
-  return shared_bytes<Op>(plan, dim, limited && Op::kChunks.late == 0, this_gpu()).of_call;
-}
-
 // -1 where the launch is not possible.
 template <class Op, bool flat, class Call>
-float time_of(const Call& call, const Candidate& c) {
-  int64_t read_bytes = call.space.dim * sizeof(T) * Op::kChunks.all;
-  auto args =
-      Op::template args<flat>(call, launch_hints(call.space.rows, read_bytes, call.space.dim * sizeof(T)).ahead);
+float time_of(const Call& call, Candidate& c) {
   auto kernel = instance_of<Op, flat>(c);
   if (!kernel) return -1;
+  // As launch() and kernel_in_registers() in launcher.cuh.
+  LaunchPlan plan{16 / sizeof(T), c.threads, c.rows, c.vectors, c.cluster, false, false, !flat};
+  auto hints = launch_hints(this_gpu(), plan, traffic_of(call));
+  constexpr bool gains = flat && Op::kChunks.late == 0;
+  bool kept = gains && hints.kept && c.cluster == 1 && (Op::kChunks.all > 1 || c.vectors == 2 || c.vectors == 4);
+  c.launched = c.resident == kAsLaunched && c.kept == kept;
+  int shared = c.resident > 0
+                   ? shared_bytes_for(c.resident, this_gpu())
+                   : shared_bytes<Op>(plan, call.space.dim, gains && hints.apart && c.resident, this_gpu()).of_call;
+  auto args = Op::template args<flat>(call, hints.ahead);
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
   if (c.threads * c.rows > attributes.maxThreadsPerBlock) return -1;
-  int shared = shared_of<Op>(c, call.space.dim, flat);
   if (shared && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared)) {
     cudaGetLastError();
     return -1;
@@ -135,7 +133,7 @@ float time_of(const Call& call, const Candidate& c) {
 }
 
 template <class Op, class Call>
-float time_of(const Call& call, const Candidate& c, bool flat) {
+float time_of(const Call& call, Candidate& c, bool flat) {
   return flat ? time_of<Op, true>(call, c) : time_of<Op, false>(call, c);
 }
 
@@ -155,7 +153,7 @@ Rows rows_of(char* data, int64_t dim) {
   return {data, dtype, {dim}};
 }
 
-float time_of(const std::string& op, const RowSpace& space, const Buffers& b, const Candidate& c) {
+float time_of(const std::string& op, const RowSpace& space, const Buffers& b, Candidate& c) {
   bool flat = space.dim % (16 / sizeof(T)) == 0;
   int64_t dim = space.dim;
   if (op[0] == 'f') {
@@ -239,18 +237,18 @@ int main(int argc, char** argv) {
   Buffers buffers{{filled(bytes, 1), filled(bytes, 2), filled(bytes, 3)}, {filled(bytes, 4), filled(bytes, 5)}};
   buffers.rstd = reinterpret_cast<float*>(filled(elements * 4, 6));
   check(cudaDeviceSynchronize(), "fill");
-  std::puts("op,dim,threads_per_row,rows_per_block,vectors,cluster,kept,resident,us");
+  std::puts("op,dim,threads_per_row,rows_per_block,vectors,cluster,kept,resident,launched,us");
   for (const auto& op : split(argv[2], ';'))
     for (const auto& text : split(argv[3], ',')) {
       RowSpace space;
       space.dim = std::stoll(text);
       space.rows = space.sizes[0] = elements / space.dim;
       if (space.rows == 0) continue;
-      for (const auto& c : candidates(space.dim, chunks_of(op), op == "backward,sum")) {
+      for (auto& c : candidates(space.dim, chunks_of(op), op == "backward,sum")) {
         float us = time_of(op, space, buffers, c);
         if (us > 0)
-          std::printf("\"%s\",%s,%d,%d,%d,%d,%d,%d,%.2f\n", op.c_str(), text.c_str(), c.threads, c.rows, c.vectors,
-                      c.cluster, c.kept, c.resident, us);
+          std::printf("\"%s\",%s,%d,%d,%d,%d,%d,%d,%d,%.2f\n", op.c_str(), text.c_str(), c.threads, c.rows, c.vectors,
+                      c.cluster, c.kept, c.resident, c.launched, us);
       }
       std::fflush(stdout);
     }

@@ -1,7 +1,7 @@
 """`python benchmarks/tune.py`: the launches that the plan could choose, timed on this GPU, beside the one it chooses.
 
 For a maintainer with a new GPU: where "chosen / best" is above 1 by more than noise, csrc/cuda/launch.h has a threshold
-to look at. Compiles tune.cu with the nvcc that the build would take.
+or csrc/cuda/hints.h a row to look at. Compiles tune.cu with the nvcc that the build would take.
 """
 
 import io
@@ -25,7 +25,6 @@ DTYPES = {"bfloat16": torch.bfloat16, "half": torch.float16, "float": torch.floa
 OPS = ["forward", "forward,residual", "forward,sum", "backward", "backward,sum"]
 DIMS = "64,128,256,512,1024,2048,3001,4096,8192,12288,16384,28672,32768,65536,131072,262144"
 PLAN = ["threads_per_row", "rows_per_block", "vectors", "cluster"]
-AS_LAUNCHED = -1  # blocks on a multiprocessor at a time: as the launcher has them
 
 
 def build(dtype: str, program: pathlib.Path) -> None:
@@ -60,9 +59,7 @@ def table(frame: pd.DataFrame, dtype: str, top: int) -> str:
     for (op, dim), cell in frame.groupby(["op", "dim"], sort=False):
         ordered = cell.sort_values("us")
         best = ordered["us"].iloc[0]
-        own = ordered[(ordered[PLAN] == chosen(op, dim, dtype)).all(axis=1) & (ordered["resident"] == AS_LAUNCHED)]
-        if own["kept"].any():  # then the launcher keeps it
-            own = own[own["kept"] == ((op != "forward") | own["vectors"].isin([2, 4]))]
+        own = ordered[(ordered[PLAN] == chosen(op, dim, dtype)).all(axis=1) & (ordered["launched"] == 1)]
         names = [
             f"{row.threads_per_row}x{row.vectors}" + (f" rows {row.rows_per_block}" if row.rows_per_block > 1 else "")
             + (f" cluster {row.cluster}" if row.cluster > 1 else "") + (" kept" if row.kept else "")

@@ -222,7 +222,7 @@ def test_kernels_compile_for_other_architectures(architecture, tmp_path):
 
 
 RESIDENT = """
-#include "{csrc}/cuda/launch.h"
+#include "{csrc}/cuda/hints.h"
 using namespace srmsnorm;
 constexpr Gpu gpu{{90, 132, 228 << 10}};
 constexpr bool stand(int blocks, int asked) {{ return blocks * (shared_bytes_for(asked, gpu) + 1280) <= 228 << 10; }}
@@ -317,7 +317,7 @@ def test_a_program_that_asks_compiles(tmp_path):
 
 
 def test_code_for_older_gpus_has_no_clusters(cuda, tmp_path):
-    """Compiled for one without, as PTX that the driver compiles again for this one: the largest cluster is one block."""
+    """Compiled for one without, as PTX that the driver compiles for this one: no cluster is larger than a block."""
     major, minor = torch.cuda.get_device_capability()
     own, older = tmp_path / "own", tmp_path / "older"
     own.mkdir()
@@ -325,6 +325,60 @@ def test_code_for_older_gpus_has_no_clusters(cuda, tmp_path):
     largest = 1 if major < 9 else 16 if major <= 10 else 8
     assert ask_gpu(own, f"-arch=sm_{major}{minor}")() == (10 * major + minor, largest)
     assert ask_gpu(older, "-gencode=arch=compute_80,code=compute_80")() == (10 * major + minor, 1)
+
+
+HINTS = """
+#include "{csrc}/cuda/hints.h"
+using namespace srmsnorm;
+constexpr Gpu gpu_of(int capability, int multiprocessors, int64_t mhz, int bits) {{
+  Gpu gpu{{capability, multiprocessors, 228 << 10, 50 << 20}};
+  gpu.bandwidth = 2 * mhz * 1000000 * bits / 8;
+  return gpu;
+}}
+constexpr Gpu h100 = gpu_of(90, 132, 2619, 5120), h200 = gpu_of(90, 132, 3201, 6144);
+constexpr Gpu others[] = {{gpu_of(80, 108, 1593, 5120), gpu_of(89, 142, 9001, 384), gpu_of(90, 114, 1593, 5120),
+                          gpu_of(90, 132, 2619, 6144), gpu_of(100, 148, 3996, 8192), gpu_of(90, 16, 2619, 5120),
+                          gpu_of(90, 132, 0, 5120), gpu_of(100, 132, 2619, 5120), Gpu{{}}}};
+constexpr LaunchHints hints(const Gpu& gpu, int64_t dim, int read, int written, int64_t rows = 1 << 30,
+                            bool same = false) {{
+  auto plan = plan_launch(dim, 2, forward_chunks(2, 0), Alignment::Whole, gpu);
+  return launch_hints(gpu, plan, {{rows, 2 * dim * read, 2 * dim * written, same}});
+}}
+constexpr bool is(LaunchHints hints, bool kept, bool apart) {{ return hints.kept == kept && hints.apart == apart; }}
+constexpr bool everywhere(const Gpu& gpu, bool balanced, bool others, bool in_a_warp, bool apart) {{
+  for (int64_t dim : {{64, 96, 2048, 4096, 6144, 8192, 16384}})
+    for (int read : {{1, 2, 3}})
+      for (int written : {{1, 2}}) {{
+        bool kept = dim < 1000 ? in_a_warp : read == written ? balanced : others;
+        if (!is(hints(gpu, dim, read, written), kept, apart)) return false;
+        if (!is(hints(gpu, dim, read, written, 16), false, false)) return false;             // fits the L2
+        if (!is(hints(gpu, dim, read, written, 1 << 30, true), false, false)) return false;  // expanded
+      }}
+  return true;
+}}
+static_assert(everywhere(h100, true, true, true, true) && everywhere(h200, true, false, false, false));
+constexpr bool nothing_elsewhere() {{
+  for (const auto& gpu : others)
+    if (!everywhere(gpu, false, false, false, false)) return false;
+  return true;
+}}
+static_assert(nothing_elsewhere());
+// A prefetch goes 2 MB ahead on all, 4 MB beside few writes.
+static_assert(hints(h100, 65536, 1, 1).ahead == 16 && hints(h200, 65536, 2, 1).ahead == 8);
+static_assert(hints(Gpu{{}}, 65536, 3, 1).ahead == 10 && hints(h100, 1 << 22, 1, 1).ahead == 1);
+int main() {{}}
+"""
+
+
+def test_hints_of_a_gpu(tmp_path):
+    """Measured cards have their row, by what a multiprocessor has to move; any other, one that costs nothing."""
+    csrc = pathlib.Path(srmsnorm.__file__).parents[1] / "csrc"
+    if not csrc.exists() or shutil.which("c++") is None:
+        pytest.skip("needs a compiler and the source tree")
+    source = tmp_path / "hints.cpp"
+    source.write_text(HINTS.format(csrc=csrc))
+    done = subprocess.run(["c++", "-std=c++20", "-fsyntax-only", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_tuner_compiles(tmp_path):

@@ -10,11 +10,8 @@ template <class T, class S>
 cudaError_t launch_beside(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
   auto alignment =
       alignment_of(args.space, args.output, args.grad_output, args.grad_sum, args.grad_input, args.grad_residual);
-  auto hints = launch_hints(args.space.rows, row_bytes(args.space, args.grad_output, args.output, args.grad_sum),
-                            row_bytes(args.space, args.grad_input, args.grad_residual));
-  hints.past_l2 &= !repeats(args.space, args.grad_output) && !repeats(args.space, args.grad_sum);
-  return args.grad_sum.data ? launch<Backward<T, S, true>>(args, alignment, gpu, hints, stream)
-                            : launch<Backward<T, S, false>>(args, alignment, gpu, hints, stream);
+  return args.grad_sum.data ? launch<Backward<T, S, true>>(args, alignment, gpu, stream)
+                            : launch<Backward<T, S, false>>(args, alignment, gpu, stream);
 }
 
 template <class T>

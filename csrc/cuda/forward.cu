@@ -9,13 +9,10 @@ namespace {
 template <class T>
 cudaError_t launch_forward(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
   auto alignment = alignment_of(args.space, args.input, args.residual, args.output, args.sum);
-  auto hints = launch_hints(args.space.rows, row_bytes(args.space, args.input, args.residual),
-                            row_bytes(args.space, args.output, args.sum));
-  hints.past_l2 &= !repeats(args.space, args.input) && !repeats(args.space, args.residual);
-  if (!args.residual.data) return launch<Forward<T, void>>(args, alignment, gpu, hints, stream);
+  if (!args.residual.data) return launch<Forward<T, void>>(args, alignment, gpu, stream);
   if constexpr (sizeof(T) == 2)
-    if (args.residual.dtype == DType::Float) return launch<Forward<T, float>>(args, alignment, gpu, hints, stream);
-  return launch<Forward<T, T>>(args, alignment, gpu, hints, stream);
+    if (args.residual.dtype == DType::Float) return launch<Forward<T, float>>(args, alignment, gpu, stream);
+  return launch<Forward<T, T>>(args, alignment, gpu, stream);
 }
 
 }  // namespace

@@ -152,35 +152,4 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   return plan;
 }
 
-// Whether so much shared memory that it keeps other blocks away is to be had.
-constexpr bool keeps_apart(const Gpu& gpu) { return gpu.capability / 10 == 9 || gpu.capability / 10 == 10; }
-
-// Blocks at a time on a multiprocessor where rows do not fit the L2, by the vectors of a row that a block has; 0: any.
-// Fewer than fit are better by 0.4 to 1.3 % (with residual: dim 3000 522 us for 529, 4096 522 for 527, 32768 525 for
-// 530), and where float stands beside 16 bits by up to 6 % (3000: backward 0.999 of the roof for 0.956, forward with
-// sum 1.009 for 0.953). The numbers are the vectors that want to be on their way on a multiprocessor, from what was
-// best at dims 2304 to 262144.
-constexpr int resident_blocks(int vectors, bool clustered, Chunks chunks, bool mixed) {
-  if (clustered) return chunks.all == 1 || vectors > 768 ? 0 : ceil_div(mixed ? 1350 : 1800, vectors);
-  if (vectors <= (chunks.all == 1 ? 384 : 256)) return 0;
-  if (mixed) return ceil_div(1100, vectors);
-  if (chunks.all == 1) return ceil_div(2800, vectors);
-  return std::max(vectors < kBlockVectors ? 2 : 1, ceil_div(1400, vectors));
-}
-
-// What makes a launch faster and changes no result.
-struct LaunchHints {
-  int ahead;     // clusters start a prefetch of the row that many further on
-  bool past_l2;  // the call moves more than any L2 holds
-};
-
-// Ahead by 2 MB of what is read, 4 MB beside few writes (measured with other values here). dim 65536: 1.007 / 1.001
-// / 1.002 with 2 MB, 0.997 / 0.992 / 0.994 with 4 MB, 0.995 / 0.997 / 0.999 with none; with a gradient of the sum
-// 0.990, 0.992, 0.985; dim 28672 to 262144 alike.
-constexpr LaunchHints launch_hints(int64_t rows, int64_t read_bytes, int64_t written_bytes) {
-  int64_t ahead = (read_bytes > 2 * written_bytes ? 4 : 2) << 20;
-  return {static_cast<int>(std::max<int64_t>(1, ahead / read_bytes)),
-          rows * (read_bytes + written_bytes) > int64_t{128} << 20};
-}
-
 }  // namespace srmsnorm

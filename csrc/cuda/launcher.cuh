@@ -1,5 +1,6 @@
 // From arguments to a launch: the plan, the instance of the kernel that it names, the grid.
 #pragma once
+#include "hints.h"
 #include "row_kernel.cuh"
 
 namespace srmsnorm {
@@ -14,6 +15,18 @@ int64_t row_bytes(const RowSpace& space, const Operands&... operands) {
 // Whether neighbouring rows of an operand are the same memory.
 inline bool repeats(const RowSpace& space, const Rows& rows) {
   return rows.data && space.sizes[0] > 1 && rows.strides[0] == 0;
+}
+
+inline Traffic traffic_of(const ForwardArgs& call) {
+  return {call.space.rows, row_bytes(call.space, call.input, call.residual),
+          row_bytes(call.space, call.output, call.sum),
+          repeats(call.space, call.input) || repeats(call.space, call.residual)};
+}
+
+inline Traffic traffic_of(const BackwardArgs& call) {
+  return {call.space.rows, row_bytes(call.space, call.grad_output, call.output, call.grad_sum),
+          row_bytes(call.space, call.grad_input, call.grad_residual),
+          repeats(call.space, call.grad_output) || repeats(call.space, call.grad_sum)};
 }
 
 // Whether an operand is 16-byte aligned at the same elements of all rows as the first one; with first null, at all
@@ -94,14 +107,14 @@ struct SharedBytes {
 };
 
 template <class Op>
-SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool limited, const Gpu& gpu) {
+SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool apart, const Gpu& gpu) {
   bool clustered = plan.cluster > 1;
   if (clustered && !plan.twice && Op::kChunks.late > 0) {
     int most = stage_bytes(Op::kChunks.late, plan.vectors, max_cluster_threads(Op::kChunks, plan.vectors));
     return {stage_bytes(Op::kChunks.late, plan.vectors, plan.threads_per_row), most};
   }
   int vectors = ceil_div(std::min<int64_t>(dim / plan.vector_elements, INT32_MAX), plan.cluster);
-  int blocks = limited ? resident_blocks(vectors, clustered, Op::kChunks, kIsMixed<Op>) : 0;
+  int blocks = apart ? resident_blocks(vectors, clustered, Op::kChunks, kIsMixed<Op>) : 0;
   return blocks ? SharedBytes{shared_bytes_for(blocks, gpu), shared_bytes_for(1, gpu)} : SharedBytes{0, 0};
 }
 
@@ -133,12 +146,13 @@ cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& 
 }
 
 template <class Op, class Call>
-cudaError_t launch(const Call& call, Alignment alignment, const Gpu& gpu, LaunchHints hints, cudaStream_t stream) {
+cudaError_t launch(const Call& call, Alignment alignment, const Gpu& gpu, cudaStream_t stream) {
   auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment, gpu);
-  bool flat = !plan.edges && call.space.levels == 1, kept = flat && hints.past_l2 && Op::kChunks.late == 0;
-  auto shared = shared_bytes<Op>(plan, call.space.dim, kept && keeps_apart(gpu), gpu);
+  auto hints = launch_hints(gpu, plan, traffic_of(call));
+  bool flat = !plan.edges && call.space.levels == 1, gains = flat && Op::kChunks.late == 0;
+  auto shared = shared_bytes<Op>(plan, call.space.dim, gains && hints.apart, gpu);
   auto launched = [&](auto kernel, const auto& args) { return launch_as<Op>(kernel, args, plan, shared, stream); };
-  return flat ? launched(flat_kernel<Op>(plan, kept),
+  return flat ? launched(flat_kernel<Op>(plan, gains && hints.kept),
                          kernel_args<typename Op::Operands, typename Op::template Args<true>>(call, hints.ahead))
               : launched(general_kernel<Op>(plan),
                          kernel_args<typename Op::Operands, typename Op::template Args<false>>(call, hints.ahead));
