@@ -198,7 +198,7 @@ def choices(count):
 
 def pushed(function, operands, tangents, carry):
     with forward_ad.dual_level():
-        given = [forward_ad.make_dual(t, v) if i in carry else t for i, (t, v) in enumerate(zip(operands, tangents))]
+        given = [forward_ad.make_dual(t, tangents[i]) if i in carry else t for i, t in enumerate(operands)]
         outputs = function(*given)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return [forward_ad.unpack_dual(output).tangent.detach() for output in outputs]
@@ -243,9 +243,7 @@ def test_derivatives_of_the_backward_operators(device, kind, name):
     wide, wide_moved = ([t.to(DOUBLE) for t in tensors] for tensors in (operands, moved))
     function, results = OPERATORS[name], 2 if name == "pair" else 1
     for carry in choices(len(operands)):
-        assert_each_close(
-            pushed(function, operands, moved, carry), pushed(double_of(results), wide, wide_moved, carry)
-        )
+        assert_each_close(pushed(function, operands, moved, carry), pushed(double_of(results), wide, wide_moved, carry))
     dtypes = {"input": [kind.dtype], "residual": [FLOAT], "pair": [kind.dtype, FLOAT]}[name]
     v = [samples.values((4, 33), dtype, device, name=f"v {i}") for i, dtype in enumerate(dtypes)]
     want = pulled(double_of(results), wide, [t.to(DOUBLE) for t in v])
