@@ -12,7 +12,8 @@ import srmsnorm
 
 EPS = 1e-6
 GRADIENTS = samples.PLAIN + samples.MIXED  # a residual of the input's dtype changes nothing for these operators
-backward = torch.ops.srmsnorm._srms_norm_backward
+backward = torch.ops.srmsnorm._srms_norm_backward_input
+backward_residual = torch.ops.srmsnorm._srms_norm_backward_residual
 backward_pair = torch.ops.srmsnorm._srms_norm_backward_pair
 
 
@@ -37,7 +38,7 @@ def check_operators(kind, g, y, rstd, grad_sum):
         assert (grad.dtype, grad.shape) == (kind.dtype, y.shape)
         assert_backward(grad, expected, g, y, rstd, gh)
         if kind in samples.MIXED:
-            wide = backward(g, y, rstd, gh, dtype=FLOAT)
+            wide = backward_residual(g, y, rstd, gh)
             assert_backward(wide, expected, g, y, rstd, gh)
             pair = backward_pair(g, y, rstd, gh)
             assert torch.equal(pair[0], grad) and torch.equal(pair[1], wide)
@@ -162,12 +163,32 @@ def test_residual_without_its_sum(device, kind, needs):
     assert all(torch.equal(a, b) for a, b in zip(got, gradients(kind, input, residual, g, None, needs), strict=True))
 
 
-def test_neither_output_has_a_gradient(device):
-    """Only another user of the inputs has one: the norm's node must not run, or must give nothing."""
-    input = samples.tensor((4, 33), FLOAT, device).requires_grad_()
-    y, sum = srmsnorm.add_srms_norm(input, input, eps=EPS)
-    assert torch.autograd.grad(y.sum() * 0 + input.sum(), input)[0].eq(1).all()
-    assert torch.autograd.grad(input.sum(), input, allow_unused=True)[0].eq(1).all()
+class Cut(torch.autograd.Function):
+    """Hands its tensors on, and no gradients back."""
+
+    @staticmethod
+    def forward(context, *tensors):
+        return tuple(t.clone() for t in tensors)
+
+    @staticmethod
+    def backward(context, *grads):
+        return (None,) * len(grads)
+
+
+@pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT)], ids=str)
+def test_neither_output_has_a_gradient(device, kind):
+    """The norm's node runs, is given nothing, and gives nothing; so does its double backward."""
+    leaves = [t.requires_grad_() for t in samples.forward(kind, (4, 33), device)]
+    used = lambda tensors: sum(t.float().sum() for t in (*Cut.apply(*tensors), *leaves))  # noqa: E731
+    outputs = srmsnorm.add_srms_norm(*leaves, eps=EPS)
+    reached = []
+    outputs[0].grad_fn.register_hook(lambda after, before: reached.append((after, before)))
+    assert all(grad.eq(1).all() for grad in torch.autograd.grad(used(outputs), leaves))
+    assert reached == [((None, None), (None, None, None))]
+
+    y = srmsnorm.srms_norm(*leaves, eps=EPS)
+    firsts = torch.autograd.grad(y, leaves, samples.grad_output(kind, (4, 33), device), create_graph=True)
+    assert all(grad.eq(1).all() for grad in torch.autograd.grad(used(firsts), leaves))
 
 
 def test_one_tensor_as_both_operands(device):

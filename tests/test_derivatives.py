@@ -34,13 +34,14 @@ FUNCTIONS = {
     "_srms_norm": (lambda x: ops._srms_norm(x, None, EPS), (X,)),
     "_srms_norm with residual": (lambda x, s: ops._srms_norm(x, s, EPS), (X, X)),
     "_add_srms_norm": (lambda x, s: ops._add_srms_norm(x, s, EPS), (X, X)),
-    "_srms_norm_backward": (lambda g, y, r: ops._srms_norm_backward(g, y, r), (G, X, R)),
-    "_srms_norm_backward with sum": (lambda g, y, r, s: ops._srms_norm_backward(g, y, r, s), (G, X, R, X)),
+    "_srms_norm_backward_input": (lambda g, y, r: ops._srms_norm_backward_input(g, y, r), (G, X, R)),
+    "_srms_norm_backward_input with sum": (lambda g, y, r, s: ops._srms_norm_backward_input(g, y, r, s), (G, X, R, X)),
+    "_srms_norm_backward": (lambda g, y, r, s: ops._srms_norm_backward(g, y, r, s, dtype=DOUBLE), (G, X, R, X)),
 }
 EVERY = pytest.mark.parametrize("name", FUNCTIONS)
 
 
-ON_THE_GPU = ("_add_srms_norm", "_srms_norm_backward with sum")  # the wiring knows no device
+ON_THE_GPU = ("_add_srms_norm", "_srms_norm_backward_input with sum")  # the wiring knows no device
 
 
 def skip_most_on_the_gpu(name, device):
@@ -182,31 +183,105 @@ def test_tangents_in_other_dtypes(device, kind, carries):
         assert_close_rows(a.tangent, b.tangent, kind.dtype)
 
 
-@pytest.mark.parametrize("kind", samples.MIXED, ids=str)
-def test_pair_has_the_derivatives_of_its_parts(device, kind):
-    """_srms_norm_backward_pair, in both modes, against the operator that returns one."""
+# ---- of these very operands, so that a result is as good as its own dtype: float32 beside 16 bits too
+
+
+def assert_each_close(got, want):
+    for a, b in zip(got, want, strict=True):
+        assert_close_rows(a, b.to(DOUBLE), a.dtype)
+
+
+def choices(count):
+    """Each alone, and all."""
+    return [*((i,) for i in range(count)), tuple(range(count))]
+
+
+def pushed(function, operands, tangents, carry):
+    with forward_ad.dual_level():
+        given = [forward_ad.make_dual(t, tangents[i]) if i in carry else t for i, t in enumerate(operands)]
+        outputs = function(*given)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [forward_ad.unpack_dual(output).tangent.detach() for output in outputs]
+
+
+def pulled(function, operands, cotangents):
+    leaves = [t.detach().requires_grad_() for t in operands]
+    outputs = function(*leaves)
+    return torch.autograd.grad(outputs, leaves, cotangents[: len(outputs) if isinstance(outputs, tuple) else 1])
+
+
+def backward_operands(kind, device):
     shape = (4, 33)
-    input, residual = samples.forward(kind, shape, device)
-    y, rstd = ops._srms_norm(input, residual, EPS)
+    y, rstd = ops._srms_norm(*samples.forward(kind, shape, device), EPS)
     operands = [samples.grad_output(kind, shape, device), y, rstd, samples.grad_sum(kind, shape, device)]
-    seconds = samples.values(shape, kind.dtype, device, name="v"), samples.values(shape, FLOAT, device, name="w")
+    return operands, [samples.values(t.shape, t.dtype, device, name=f"moved {i}") for i, t in enumerate(operands)]
 
-    def parts(*operands):
-        return ops._srms_norm_backward(*operands), ops._srms_norm_backward(*operands, dtype=FLOAT)
 
-    results = []
-    for function in (ops._srms_norm_backward_pair, parts):
-        tensors = [t.detach().requires_grad_() for t in operands]
-        results.append(torch.autograd.grad(function(*tensors), tensors, seconds))
-        with forward_ad.dual_level():
-            duals = [forward_ad.make_dual(t, t.detach() / 2) for t in operands]
-            results[-1] += tuple(forward_ad.unpack_dual(t).tangent for t in function(*duals))
-    for got, want in zip(*results, strict=True):
-        assert got.dtype == want.dtype
-        scale = float(want.double().abs().max())
-        torch.testing.assert_close(
-            got, want, rtol=8 * torch.finfo(kind.dtype).eps, atol=8 * torch.finfo(kind.dtype).eps * scale
+def double_of(count):
+    """The operator in float64, its gradient once for each result."""
+
+    def function(*operands):
+        return (ops._srms_norm_backward_input(*operands),) * count
+
+    return function
+
+
+OPERATORS = {
+    "input": ops._srms_norm_backward_input,
+    "residual": ops._srms_norm_backward_residual,
+    "pair": ops._srms_norm_backward_pair,
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("kind", [*samples.MIXED, Kind(BFLOAT), Kind(FLOAT)], ids=str)
+def test_derivatives_of_the_backward_operators(device, kind, name):
+    """In both modes, with every operand alone and all, each result as good as its dtype."""
+    if name != "input" and kind not in samples.MIXED:
+        pytest.skip("float32 beside 16 bits alone")
+    operands, moved = backward_operands(kind, device)
+    wide, wide_moved = ([t.to(DOUBLE) for t in tensors] for tensors in (operands, moved))
+    function, results = OPERATORS[name], 2 if name == "pair" else 1
+    for carry in choices(len(operands)):
+        assert_each_close(pushed(function, operands, moved, carry), pushed(double_of(results), wide, wide_moved, carry))
+    dtypes = {"input": [kind.dtype], "residual": [FLOAT], "pair": [kind.dtype, FLOAT]}[name]
+    v = [samples.values((4, 33), dtype, device, name=f"v {i}") for i, dtype in enumerate(dtypes)]
+    want = pulled(double_of(results), wide, [t.to(DOUBLE) for t in v])
+    assert_each_close(pulled(function, operands, v), want)
+
+
+@pytest.mark.parametrize("carry", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("kind", samples.MIXED, ids=str)
+def test_float32_tangents_beside_16_bits(device, kind, carry):
+    """Of the sum and of rstd: the formula of y and rstd as they are."""
+    operands = samples.forward(kind, (4, 33), device)
+    tangents = [samples.values((4, 33), t.dtype, device, name=f"tangent {i}") for i, t in enumerate(operands)]
+    y, _, rstd = (t.double() for t in ops._add_srms_norm(*operands, EPS))
+    got = pushed(lambda x, r: ops._add_srms_norm(x, r, EPS), operands, tangents, carry)
+    t = sum(tangents[i].double() for i in carry)
+    assert [g.dtype for g in got] == [kind.dtype, FLOAT, FLOAT]
+    assert_close_rows(got[0], rstd[:, None] * (t - y * (y * t).mean(-1, keepdim=True)), kind.dtype)
+    assert_close_rows(got[1], t, FLOAT)
+    assert_close_rows(got[2], -(t * y).mean(-1) * rstd.square(), FLOAT)
+
+
+@pytest.mark.parametrize("kind", samples.MIXED, ids=str)
+def test_float32_gradients_beside_16_bits(device, kind):
+    """Of the residual, with gradients of y, of the sum and of rstd, each alone and all."""
+    operands = [t.requires_grad_() for t in samples.forward(kind, (4, 33), device)]
+    outputs = ops._add_srms_norm(*operands, EPS)
+    y, _, rstd = (t.detach().double() for t in outputs)
+    cotangents = [samples.values(t.shape, t.dtype, device, name=f"cotangent {i}") for i, t in enumerate(outputs)]
+    g, gh, v = (t.double() for t in cotangents)
+    r = rstd[:, None]
+    parts = [r * (g - y * (y * g).mean(-1, keepdim=True)), gh, -v[:, None] * r.square() * y / 33]
+    for given in choices(3):
+        got = torch.autograd.grad(
+            [outputs[i] for i in given], operands, [cotangents[i] for i in given], retain_graph=True
         )
+        for grad, dtype in zip(got, (kind.dtype, FLOAT), strict=True):
+            assert grad.dtype == dtype
+            assert_close_rows(grad, sum(parts[i] for i in given), dtype)
 
 
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT], ids=str)
