@@ -25,6 +25,18 @@ def test_command_line(tmp_path):
     assert run("--providers", "nobody").returncode != 0
 
 
+def test_another_package_of_that_name_is_not_taken(tmp_path):
+    """Some libraries install a `benchmarks` of their own."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/__init__.py").write_text("raise ImportError('another')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(BENCHMARKS.parent)])}
+    for command, option in (("run.py", "--list"), ("counters.py", "--help")):
+        done = subprocess.run(
+            [sys.executable, str(BENCHMARKS / command), option], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+
+
 def test_page(tmp_path):
     """The table goes between the markers, and nowhere else. What one machine lacks is another's, and says so."""
     from benchmarks import run

@@ -13,8 +13,8 @@ from benchmarks.record.recorder import Recorder
 from . import precompile
 from .cell import Cell
 from .check import attempt
-from .operations import Tensors, operation, roof
-from .timing import Call, host_sample, in_rounds, of_medians
+from .operations import DTYPES, OPS, Tensors, operation, roof
+from .timing import Call, host_sample, of_medians, record_rounds
 
 ROOF = "roof"
 HOST = "wall clock of eager calls, median of rounds"
@@ -30,6 +30,16 @@ def cells(plan: Plan, shapes: list[tuple[int, int]], ops: list[str], dtypes: lis
         for op in ops
         if operation(op, dtype) is not None
     ]
+
+
+def cells_of_size(plan: Plan, size: int, dims: list[int], dtypes: list[str]) -> list[Cell]:
+    """Every operation with an input of so many bytes, where the plan does not say how many elements or rows."""
+    wanted = []
+    for dtype in plan.dtypes or dtypes:
+        elements = plan.elements or size // DTYPES[dtype].itemsize
+        shapes = [(rows, dim) for dim in plan.dims or dims for rows in plan.rows or [max(1, elements // dim)]]
+        wanted += cells(plan, shapes, plan.ops or list(OPS), [dtype])
+    return wanted
 
 
 def measure(
@@ -73,7 +83,6 @@ def _time(
     calls: dict[str, list[Call]], failed: dict[str, str], sampler: Sampler, rounds: int, repeats: int,
     row: dict[str, Any], recorder: Recorder,
 ) -> None:  # fmt: skip
-    """A row for each provider."""
     statuses, samplers = dict(failed), {}
 
     def make(name: str) -> None:
@@ -81,11 +90,7 @@ def _time(
 
     for name in calls:
         attempt(statuses, name, partial(make, name))
-    samples = in_rounds(rounds, samplers, statuses, recorder.reporter.tick, recorder.clocks.sample)
-    for name, values in samples.items():
-        recorder.add(provider=name, **row, **of_medians(values, repeats).row())
-    for name, status in statuses.items():
-        recorder.failed(name, status, **row)
+    record_rounds(recorder, rounds, samplers, statuses, row, lambda values: of_medians(values, repeats))
 
 
 def run(plan: Plan, suite: str, wanted: list[Cell], default: tuple[str, ...], rounds: int, eager: bool = False) -> None:

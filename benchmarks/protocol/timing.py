@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.record.recorder import Recorder
+
 from .check import attempt
 
 WARMUP_MS = 25
@@ -80,6 +82,17 @@ def in_rounds(
             attempt(statuses, name, lambda name=name: samples[name].append(sample[name]()))  # type: ignore[misc]
         each_round()
     return {name: values for name, values in samples.items() if values and name not in statuses}
+
+
+def record_rounds(
+    recorder: Recorder, rounds: int, sample: Mapping[str, Callable[[], Any]], statuses: dict[str, str],
+    row: dict[str, Any], statistic: Callable[[list[Any]], Statistic], what: str = "",
+) -> None:  # fmt: skip
+    """A row for each provider: its figure, or why it has none. The clocks are read in every round."""
+    tick = lambda name: recorder.reporter.tick(f"{name} {what}".rstrip())  # noqa: E731
+    for name, values in in_rounds(rounds, sample, statuses, tick, recorder.clocks.sample).items():
+        recorder.add(provider=name, **row, **statistic(values).row())
+    recorder.failed(statuses, **row)
 
 
 def do_bench(call: Call, device: str) -> list[float]:

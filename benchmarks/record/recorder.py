@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from benchmarks.providers import Provider
+
 from .clocks import Clocks
 from .plan import Plan
 from .progress import Reporter
@@ -33,6 +35,13 @@ class Recorder:
         """Whether an earlier part holds these results."""
         return self.results.has(key, providers)
 
+    def skips(self, keys: list[dict[str, Any]], providers: list[Provider], steps: int) -> bool:
+        """Whether it holds the results of all these; the steps that they would have taken count as done then."""
+        held = all(self.has(key, [provider.name for provider in providers]) for key in keys)
+        if held:
+            self.reporter.skip(steps)
+        return held
+
     def new_case(self, case: str) -> None:
         self.clocks.reset()
         self.reporter.new_case(case)
@@ -40,10 +49,11 @@ class Recorder:
     def add(self, **row: Any) -> None:
         self.results.add(**self.clocks.row(), **row)
 
-    def failed(self, provider: str, status: str, **cell: Any) -> None:
-        """A row without a figure."""
-        self.note(f"{provider}: {status}")
-        self.results.add(provider=provider, status=status, **cell)
+    def failed(self, statuses: dict[str, str], **cell: Any) -> None:
+        """A row without a figure for each provider that has none."""
+        for provider, status in statuses.items():
+            self.note(f"{provider}: {status}")
+            self.results.add(provider=provider, status=status, **cell)
 
     def note(self, line: str) -> None:
         """Said once on the way."""

@@ -2,9 +2,11 @@
 
 import pandas as pd
 
+from benchmarks.record import results
+
 from .common import grid
 
-CELL = ["suite", "metric", "op", "residual", "dtype", "batch", "n", "dim", "threads", "provider"]
+CELL = [*results.CELL, "provider"]
 LEAST = 0.01  # a smaller change is none, however quiet the rounds
 
 

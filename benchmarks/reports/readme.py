@@ -31,18 +31,14 @@ def _tables(path: pathlib.Path, link: str) -> list[str]:
         f"milliseconds, memory in MiB. `ours` is srmsnorm, {legend}. `H100` are the figures published for an H100 with "
         "another Triton kernel. How each figure is measured, and what it does not mean: "
         "[benchmarks/README.md](benchmarks/README.md).",
-        f"n = {longest}:",
-        grid(lines(frame, names, [longest])),
-        "<details><summary>All n</summary>",
-        grid(lines(frame, names, sorted({int(n) for n in frame["n"]}))),
-        *failures(frame),
-        f"Time and memory by n:\n\n![time and memory by n]({link}/tables.png)",
-        "</details>",
+        f"n = {longest} ([every n]({link}/tables.md), [drawn]({link}/tables.png)):",
+        grid(lines(frame, names, longest)),
+        *failures(frame[frame["n"] == longest]),
     ]
 
 
-def lines(frame: pd.DataFrame, names: list[str], lengths: list[int]) -> dict[str, list[str]]:
-    """A line for each of the eight tables and each n."""
+def lines(frame: pd.DataFrame, names: list[str], n: int) -> dict[str, list[str]]:
+    """A line for each of the eight tables."""
     table: dict[str, list[str]] = {}
     for kind in tables.KINDS:
         metric, op, residual = kind
@@ -50,10 +46,9 @@ def lines(frame: pd.DataFrame, names: list[str], lengths: list[int]) -> dict[str
         if rows.empty:
             continue
         line = {
-            "": [f"{metric}, {op}{', residual' if residual == 'True' else ''}"] * len(lengths),
-            **({"n": [str(n) for n in lengths]} if len(lengths) > 1 else {}),
-            **tables.columns(rows, names, lengths, metric),
-            **tables.published_columns(metric, op, residual, lengths, tables.form(metric)),
+            "": [f"{metric}, {op}{', residual' if residual == 'True' else ''}"],
+            **tables.columns(rows, names, [n], metric),
+            **tables.published_columns(metric, op, residual, [n], tables.form(metric)),
         }
         for key, column in line.items():
             table.setdefault(key, []).extend(column)

@@ -5,7 +5,6 @@ import dataclasses
 import torch
 
 from benchmarks.protocol import measuring
-from benchmarks.protocol.operations import DTYPES, OPS
 from benchmarks.record.plan import Plan
 
 NAME = "cpu"
@@ -17,13 +16,8 @@ BYTES = 1 << 24  # of the input: past the second-level cache of a core
 def run(plan: Plan) -> None:
     plan = dataclasses.replace(plan, device="cpu")
     threads = sorted({1, torch.get_num_threads()})
-    wanted = []
-    for dtype in plan.dtypes or ["bf16", "fp32"]:
-        elements = plan.elements or BYTES // DTYPES[dtype].itemsize
-        dims = plan.dims or ([2048] if plan.quick else DIMS)
-        shapes = [(rows, dim) for dim in dims for rows in plan.rows or [max(1, elements // dim)]]
-        for cell in measuring.cells(plan, shapes, plan.ops or list(OPS), [dtype]):
-            wanted += [dataclasses.replace(cell, threads=count) for count in threads]
+    cells = measuring.cells_of_size(plan, BYTES, [2048] if plan.quick else DIMS, ["bf16", "fp32"])
+    wanted = [dataclasses.replace(cell, threads=count) for cell in cells for count in threads]
     try:
         measuring.run(plan, NAME, wanted, ("ours", "toc", "rms"), plan.rounds or (3 if plan.quick else 10))
     finally:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.protocol.check import attempt, require
 from benchmarks.protocol.operations import DTYPES
-from benchmarks.protocol.timing import Call, EventReplay, WallReplay, in_rounds, of_medians
+from benchmarks.protocol.timing import Call, EventReplay, WallReplay, of_medians, record_rounds
 from benchmarks.providers import EPS
 from benchmarks.record.plan import Plan
 from benchmarks.record.recorder import Recorder
@@ -39,7 +39,7 @@ def _operator() -> Norms:
 def _inlined() -> Norms:
     import srmsnorm
 
-    return Norms(srmsnorm.srms_norm, srmsnorm.add_srms_norm, srmsnorm.inline_under_compile)
+    return dataclasses.replace(_operator(), compiling=srmsnorm.inline_under_compile)
 
 
 def _formula() -> Norms:
@@ -182,10 +182,7 @@ class Cell:
         for name, make in VARIANTS.items():
             recorder.reporter.tick(f"{name} compile")
             attempt(statuses, name, partial(prepare, name, make))
-        for name, values in in_rounds(rounds, replays, statuses, recorder.reporter.tick).items():
-            recorder.add(provider=name, **self.row, **of_medians(values, self.repeats).row())
-        for name, status in statuses.items():
-            recorder.failed(name, status, **self.row)
+        record_rounds(recorder, rounds, replays, statuses, self.row, lambda values: of_medians(values, self.repeats))
 
     def sample(self, sample: Callable[[], float], norms: Norms) -> float:
         with norms.compiling():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.protocol.check import attempt
 from benchmarks.protocol.operations import DTYPES
-from benchmarks.protocol.timing import Call, host_sample, in_rounds, of_medians
+from benchmarks.protocol.timing import Call, host_sample, of_medians, record_rounds
 from benchmarks.providers import EPS
 from benchmarks.record.plan import Plan
 from benchmarks.record.recorder import Recorder
@@ -113,7 +113,4 @@ def measure(device: str, dtype: str, dim: int, op: str, rounds: int, recorder: R
         "metric": "host", "op": op, "dtype": dtype, "batch": 1, "n": ROWS, "dim": dim, "unit": "us",
         "protocol": PROTOCOL,
     }  # fmt: skip
-    for name, values in in_rounds(rounds, samples, statuses, recorder.reporter.tick).items():
-        recorder.add(provider=name, **row, **of_medians(values, repeats).row())
-    for name, status in statuses.items():
-        recorder.failed(name, status, **row)
+    record_rounds(recorder, rounds, samples, statuses, row, lambda values: of_medians(values, repeats))

@@ -18,6 +18,7 @@ from benchmarks.suites.prenorm import Model, Size, build
 NAME = "memory"
 QUESTION = "live and peak memory: what a norm keeps for backward, alone and in 12 layers of a pre-norm model"
 SIZE, SIZE_CPU = Size(4, 2048, 2048, 16, 12), Size(2, 128, 128, 4, 12)
+METRICS = ("kept", "peak")
 CALLS = ("forward", "forward+residual", "forward+sum")
 PROTOCOL = "bytes allocated beyond operands and weights"
 
@@ -41,8 +42,7 @@ def run(plan: Plan) -> None:
     ]
     with Recorder(plan, NAME, len(cases) * len(providers)) as recorder:
         for case in cases:
-            if all(recorder.has(case.row(metric), [p.name for p in providers]) for metric in ("kept", "peak")):
-                recorder.reporter.skip(len(providers))
+            if recorder.skips([case.row(metric) for metric in METRICS], providers, len(providers)):
                 continue
             recorder.new_case(f"{case.op} {case.dtype}")
             case.measure(providers, dict(missing), recorder)
@@ -65,16 +65,15 @@ class Case:
         def one(provider: Provider) -> None:
             provider.new_shape()
             figures = kept_and_peak_mib(partial(self.prepare, provider), self.device)
-            for metric, value in zip(("kept", "peak"), figures, strict=True):
+            for metric, value in zip(METRICS, figures, strict=True):
                 recorder.add(provider=provider.name, **self.row(metric), value=f"{value:.6f}", rounds=1, repeats=1)
 
         for provider in providers:
             recorder.reporter.tick(provider.name)
             attempt(statuses, provider.name, partial(one, provider))
             gc.collect()
-        for name, status in statuses.items():
-            for metric in ("kept", "peak"):
-                recorder.failed(name, status, **self.row(metric))
+        for metric in METRICS:
+            recorder.failed(statuses, **self.row(metric))
         for metric, value in self.least().items():
             recorder.add(provider="least", **self.row(metric), value=f"{value:.6f}", rounds=1, repeats=1)
 
@@ -85,7 +84,7 @@ class Case:
         element = DTYPES[self.dtype].itemsize
         element += RESIDUAL_DTYPES[self.dtype].itemsize if self.op == "forward+sum" else 0
         size = self.rows * (self.dim * element + 4) / MIB
-        return {"kept": size, "peak": size}
+        return dict.fromkeys(METRICS, size)
 
 
 def call(device: str, dtype: str, op: str, rows: int, dim: int, provider: Provider) -> Callable[[], Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.protocol.check import WrongResult, attempt
 from benchmarks.protocol.memory import kept_and_peak_mib
 from benchmarks.protocol.operations import DTYPES
-from benchmarks.protocol.timing import in_rounds, of_medians
+from benchmarks.protocol.timing import of_medians, record_rounds
 from benchmarks.providers import Provider
 from benchmarks.providers.pytorch import Eager
 from benchmarks.record.plan import Plan
@@ -42,8 +42,8 @@ def run(plan: Plan) -> None:
     ]  # fmt: skip
     with Recorder(plan, NAME, len(cases) * len(providers) * (1 + rounds)) as recorder:
         for case in cases:
-            if all(recorder.has(case.row(metric), [p.name for p in providers]) for metric in ("speed", "memory")):
-                recorder.reporter.skip(len(providers) * (1 + rounds))
+            rows = [case.row(metric) for metric in ("speed", "memory")]
+            if recorder.skips(rows, providers, len(providers) * (1 + rounds)):
                 continue
             recorder.new_case(f"{case.dtype} {case.name}")
             measure(case, providers, dict(missing), rounds, recorder)
@@ -96,14 +96,12 @@ def measure(case: Case, providers: list[Provider], statuses: dict[str, str], rou
     truth.clear()
     tokens = case.size.batch * case.size.length
     samplers = {name: partial(_rate, step, tokens, case.device) for name, step in steps.items()}
-    samples = in_rounds(rounds, samplers, statuses, recorder.reporter.tick, recorder.clocks.sample)
-    for name, values in samples.items():
-        recorder.add(provider=name, **case.row("speed"), **of_medians(values, STEPS).row())
-        _, peak = kept_and_peak_mib(lambda step=steps[name]: step, case.device)  # type: ignore[misc]
-        recorder.add(provider=name, **case.row("memory"), value=f"{peak:.6f}", rounds=1, repeats=1)
-    for name, status in statuses.items():
-        for metric in ("speed", "memory"):
-            recorder.failed(name, status, **case.row(metric))
+    record_rounds(recorder, rounds, samplers, statuses, case.row("speed"), lambda values: of_medians(values, STEPS))
+    for name, step in steps.items():
+        if name not in statuses:
+            _, peak = kept_and_peak_mib(lambda step=step: step, case.device)  # type: ignore[misc]
+            recorder.add(provider=name, **case.row("memory"), value=f"{peak:.6f}", rounds=1, repeats=1)
+    recorder.failed(statuses, **case.row("memory"))
 
 
 def _distance(got: list[Tensor], truth: list[Tensor]) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.protocol.check import attempt, check_norm
 from benchmarks.protocol.memory import REPEATS, peak_mib
 from benchmarks.protocol.operations import DTYPES, RESIDUAL_DTYPES
-from benchmarks.protocol.timing import do_bench, in_rounds, of_means, quantile
+from benchmarks.protocol.timing import do_bench, of_means, quantile, record_rounds
 from benchmarks.providers import Provider
 from benchmarks.record.plan import Plan
 from benchmarks.record.recorder import Recorder
@@ -40,14 +40,15 @@ def run(plan: Plan) -> None:
     ]
     rounds = plan.rounds or (1 if plan.quick else 3)
     providers, missing = plan.chosen()
-    with Recorder(plan, NAME, total=len(cases) * len(providers) * (1 + 2 * rounds + 2)) as recorder:
+    steps = 1 + 2 * rounds + 2  # of a provider
+    with Recorder(plan, NAME, total=len(cases) * len(providers) * steps) as recorder:
         for case in cases:
-            if all(
-                recorder.has({**case.cell, "metric": metric, "op": op}, [provider.name for provider in providers])
+            figures = [
+                {**case.cell, "metric": metric, "op": op}
                 for metric in ("speed", "memory")
                 for op in ("forward", "backward")
-            ):
-                recorder.reporter.skip(len(providers) * (1 + 2 * rounds + 2))
+            ]
+            if recorder.skips(figures, providers, len(providers) * steps):
                 continue
             recorder.new_case(str(case))
             case.measure(providers, missing, rounds, recorder)
@@ -103,13 +104,8 @@ class Case:
                     residual.grad = None
 
         calls = {provider.name: partial(sample, provider) for provider in providers}
-        samples = in_rounds(
-            rounds, calls, statuses, lambda name: recorder.reporter.tick(f"{name} {op} speed"), recorder.clocks.sample
-        )
         cell = {"metric": "speed", "op": op, "unit": "ms", "protocol": SPEED if self.device == "cuda" else SPEED_CPU}
-        for name, values in samples.items():
-            recorder.add(provider=name, **cell, **self.cell, **of_means(values).row())
-        self.failures(statuses, cell, recorder)
+        record_rounds(recorder, rounds, calls, statuses, {**cell, **self.cell}, of_means, f"{op} speed")
 
     def memory(self, op: str, providers: list[Provider], statuses: dict[str, str], recorder: Recorder) -> None:
         protocol = MEMORY if self.device == "cuda" else MEMORY_CPU
@@ -129,11 +125,7 @@ class Case:
             recorder.reporter.tick(f"{provider.name} {op} memory")
             attempt(statuses, provider.name, partial(measure, provider))
             release(self.device)
-        self.failures(statuses, cell, recorder)
-
-    def failures(self, statuses: dict[str, str], cell: dict[str, Any], recorder: Recorder) -> None:
-        for name, status in statuses.items():
-            recorder.failed(name, status, **cell, **self.cell)
+        recorder.failed(statuses, **cell, **self.cell)
 
 
 def bind(
