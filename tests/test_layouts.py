@@ -128,6 +128,35 @@ def test_many_leading_dims_that_do_not_merge(device, kind, shape):
     assert_same((input, residual), got)
 
 
+@pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT)], ids=str)
+def test_dimensions_of_size_1_are_no_levels(device, kind):
+    """Whatever strides they have: more of them than there is room for levels, between rows that merge."""
+    sizes, ones = [3, 4], [1] * 34
+    shape = (*ones, sizes[0], *ones, sizes[1], 16)
+    odd = [7 * i + 5 for i in range(34)]
+    input, residual = (
+        t.as_strided(shape, (*odd, 64, *odd[::-1], 16, 1)) for t in samples.forward(kind, (12, 16), device)
+    )
+    want = srmsnorm.add_srms_norm(input.reshape(12, 16), residual.reshape(12, 16))
+    assert_same([t.reshape(12, 16) for t in srmsnorm.add_srms_norm(input, residual)], want)
+    output, rstd = torch.ops.srmsnorm._srms_norm(input, residual, None)
+    g = samples.grad_output(kind, (12, 16), device)
+    got = torch.ops.srmsnorm._srms_norm_backward(g.as_strided(shape, input.stride()), output, rstd)
+    rows = output.reshape(12, 16), rstd.reshape(12)
+    assert_same([got.reshape(12, 16)], [torch.ops.srmsnorm._srms_norm_backward(g, *rows)])
+    srmsnorm.add_srms_norm_(input, residual)
+    assert_same([t.reshape(12, 16) for t in (input, residual)], want)
+
+
+def test_dimensions_of_size_1_cost_no_launch(cuda):
+    """Levels of their own would be more than a launch has."""
+    shape, strides = (2, 1, 3, 1, 2, 1, 3, 1, 16), (576, 5, 192, 7, 96, 11, 32, 13, 1)
+    input = torch.randn(1152, device=cuda).as_strided(shape, strides)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        srmsnorm.srms_norm(input)
+    assert len([event for event in profile.events() if "row_kernel" in event.name]) == 1
+
+
 def test_rows_in_memory_order_take_one_launch(cuda):
     """However the dimensions of all operands are permuted, and with more of them than a launch has levels."""
     input = samples.tensor((2, 3, 2, 3, 2, 3, 16), BFLOAT, cuda).permute(5, 3, 1, 0, 2, 4, 6)
