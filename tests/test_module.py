@@ -118,6 +118,7 @@ def test_pre_norm_blocks(device):
 
 def test_build_info():
     info = srmsnorm.build_info()
+    assert set(info) == {"torch", "cuda", "architectures", "debug"}
     assert info["torch"] == torch.__version__
     assert info["cuda"] is None or isinstance(info["cuda"], str)
 
