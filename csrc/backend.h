@@ -28,7 +28,7 @@ struct Kernels {
   }
 
   static void add_srms_norm_(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
-    run(prepare_in_place(input, residual, eps));
+    finish_in_place(run(prepare_in_place(input, residual, eps)), input, residual);
   }
 
   static std::tuple<Tensor, Tensor> _srms_norm(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {

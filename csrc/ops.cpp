@@ -19,6 +19,13 @@ bool fits_beside(at::ScalarType dtype, at::ScalarType other) {
   return other == dtype || (is_16_bit(dtype) && other == at::kFloat);
 }
 
+// None comes as an undefined tensor where an operator is called by its schema.
+void check_dense(const Tensor& tensor, const char* name) {
+  TORCH_CHECK(tensor.defined(), "srmsnorm: ", name, " must be a tensor, got None");
+  TORCH_CHECK(tensor.layout() == at::kStrided, "srmsnorm: ", name, " must be a dense tensor, got layout ",
+              tensor.layout());
+}
+
 void check_same_shape(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
   TORCH_CHECK(tensor.dim() == like.dim() && tensor.sym_sizes().equals(like.sym_sizes()), "srmsnorm: ", name,
               " must have the shape of ", like_name, " (no broadcasting), got ", tensor.sym_sizes(), " beside ",
@@ -31,6 +38,7 @@ void check_same_device(const Tensor& tensor, const char* name, const Tensor& lik
 }
 
 void check_rows(const Tensor& tensor, const char* name) {
+  check_dense(tensor, name);
   TORCH_CHECK(tensor.dim() > 0, "srmsnorm: ", name, " must have at least one dimension, got a scalar tensor");
   accumulation_dtype(tensor.scalar_type());
   TORCH_CHECK(tensor.sym_size(-1) > 0, "srmsnorm: the last dimension of ", name, " must not be empty, got shape ",
@@ -38,18 +46,22 @@ void check_rows(const Tensor& tensor, const char* name) {
 }
 
 void check_beside(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
+  check_dense(tensor, name);
   check_same_shape(tensor, name, like, like_name);
   check_same_device(tensor, name, like, like_name);
-  TORCH_CHECK(fits_beside(like.scalar_type(), tensor.scalar_type()), "srmsnorm: ", name, " must have the dtype of ",
-              like_name, ", or be float32 beside a 16-bit one, got ", tensor.scalar_type(), " beside ",
-              like.scalar_type());
+  auto dtype = tensor.scalar_type(), other = like.scalar_type();
+  TORCH_CHECK(!(other == at::kFloat && is_16_bit(dtype)), "srmsnorm: ", name, " must have the dtype of ", like_name,
+              ", got ", dtype, " beside ", other, ": cast ", like_name, " to ", dtype, ", or ", name, " to ", other);
+  TORCH_CHECK(fits_beside(other, dtype), "srmsnorm: ", name, " must have the dtype of ", like_name,
+              ", or be float32 beside a 16-bit one, got ", dtype, " beside ", other);
 }
 
+// Rounded to the accumulation type, so that it is the same number on every device.
 double resolve_eps(MaybeDouble eps, at::ScalarType dtype) {
-  if (!eps)
-    return dtype == at::kDouble ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+  bool wide = dtype == at::kDouble;
+  if (!eps) return wide ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
   TORCH_CHECK(*eps >= 0, "srmsnorm: eps must not be negative or NaN, got ", *eps);
-  return *eps;
+  return wide ? *eps : static_cast<float>(*eps);
 }
 
 // The kernels walk along a row element by element.
@@ -82,11 +94,8 @@ Tensor empty_rstd(const Tensor& input) {
                           input.options().dtype(accumulation_dtype(input.scalar_type())));
 }
 
-double check_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
-  check_rows(input, "input");
-  if (residual && residual->defined()) check_beside(*residual, "residual", input, "input");
-  return resolve_eps(eps, input.scalar_type());
-}
+// The value of a lazily negated tensor, whose memory holds the negatives.
+Tensor resolve_negation(const Tensor& tensor) { return tensor.is_neg() ? tensor.resolve_neg() : tensor; }
 
 }  // namespace
 
@@ -97,35 +106,39 @@ at::ScalarType accumulation_dtype(at::ScalarType dtype) {
   return at::kFloat;
 }
 
-ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
-                               ForwardOutputs outputs) {
-  ForwardTensors tensors;
-  tensors.eps = check_forward(input, residual, eps);
-  tensors.input = with_unit_stride(input);
-  tensors.residual = with_unit_stride(residual);
-  tensors.output = empty_rows_like(tensors.input, input.scalar_type());
-  if (outputs.sum) tensors.sum = empty_rows_like(tensors.residual, tensors.residual.scalar_type());
-  if (outputs.rstd) tensors.rstd = empty_rstd(tensors.input);
-  return tensors;
+double check_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
+  if (residual && residual->defined()) return check_forward(input, *residual, eps);
+  check_rows(input, "input");
+  return resolve_eps(eps, input.scalar_type());
 }
 
-ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
+double check_forward(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
+  check_rows(input, "input");
+  check_beside(residual, "residual", input, "input");
+  return resolve_eps(eps, input.scalar_type());
+}
+
+double check_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
   double value = check_forward(input, residual, eps);
+  TORCH_CHECK(!input._is_zerotensor() && !residual._is_zerotensor(),
+              "srmsnorm: add_srms_norm_ overwrites its operands, but got a ZeroTensor, which has no memory: clone it "
+              "first");
   TORCH_CHECK(has_unit_stride(input) && has_unit_stride(residual),
               "srmsnorm: add_srms_norm_ needs a last dimension of stride 1, got strides ", input.sym_strides(), " and ",
               residual.sym_strides());
-  if (has_addresses(input) && has_addresses(residual)) check_no_overlap(input, residual);
-  return {{input, residual, input, residual, Tensor()}, value};
+  return value;
 }
 
-BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
-                                 const MaybeTensor& grad_sum, Gradients gradients) {
+void check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
+                    Gradients gradients) {
   check_rows(output, "output");
   auto dtype = output.scalar_type();
+  check_dense(grad_output, "grad_output");
   check_same_shape(grad_output, "grad_output", output, "output");
   check_same_device(grad_output, "grad_output", output, "output");
   TORCH_CHECK(grad_output.scalar_type() == dtype, "srmsnorm: grad_output must have the dtype of output, got ",
               grad_output.scalar_type(), " beside ", dtype);
+  check_dense(rstd, "rstd");
   auto sizes = output.sym_sizes();
   TORCH_CHECK(rstd.sym_sizes().equals(sizes.slice(0, sizes.size() - 1)),
               "srmsnorm: rstd must have one element a row, got ", rstd.sym_sizes(), " beside an output of ", sizes);
@@ -139,7 +152,39 @@ BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output
     TORCH_CHECK(!gradients.residual || grad_sum->scalar_type() == at::kFloat,
                 "srmsnorm: grad_sum must be float32 where the residual's gradient is, got ", grad_sum->scalar_type());
   }
+}
 
+ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
+                               ForwardOutputs outputs) {
+  ForwardTensors tensors;
+  tensors.eps = outputs.sum ? check_forward(input, *residual, eps) : check_forward(input, residual, eps);
+  tensors.input = with_unit_stride(input);
+  tensors.residual = with_unit_stride(residual);
+  tensors.output = empty_rows_like(tensors.input, input.scalar_type());
+  if (outputs.sum) tensors.sum = empty_rows_like(tensors.residual, tensors.residual.scalar_type());
+  if (outputs.rstd) tensors.rstd = empty_rstd(tensors.input);
+  return tensors;
+}
+
+ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
+  double value = check_in_place(input, residual, eps);
+  if (has_addresses(input) && has_addresses(residual)) {
+    residual.mutable_data_ptr();  // lazy clones share their memory until one is asked for an address to write to
+    check_no_overlap(input, residual);
+  }
+  auto y = resolve_negation(input), sum = resolve_negation(residual);
+  return {{y, sum, y, sum, Tensor()}, value};
+}
+
+void finish_in_place(const ForwardTensors& done, const Tensor& input, const Tensor& residual) {
+  if (input.is_neg()) input.copy_(done.output);
+  if (residual.is_neg()) residual.copy_(done.sum);
+}
+
+BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
+                                 const MaybeTensor& grad_sum, Gradients gradients) {
+  check_backward(grad_output, output, rstd, grad_sum, gradients);
+  auto dtype = output.scalar_type();
   BackwardTensors tensors{
       {with_unit_stride(grad_output), with_unit_stride(output), rstd, with_unit_stride(grad_sum), {}, {}}};
   if (gradients.input) tensors.grad_input = empty_rows_like(tensors.output, dtype);
@@ -186,6 +231,11 @@ SRMSNORM_OPERATORS(m) {
       "ScalarType? dtype=None) -> Tensor",
       &_srms_norm_backward);
 }
+
+// PyTorch's fallbacks for these keys take an operator in place to return its operand. The kernels look for themselves.
+SRMSNORM_KERNELS(Negative, m) { m.impl("add_srms_norm_", torch::CppFunction::makeFallthrough()); }
+SRMSNORM_KERNELS(Conjugate, m) { m.impl("add_srms_norm_", torch::CppFunction::makeFallthrough()); }
+SRMSNORM_KERNELS(ZeroTensor, m) { m.impl("add_srms_norm_", torch::CppFunction::makeFallthrough()); }
 
 SRMSNORM_KERNELS(Meta, m) { Kernels<Meta>::add_to(m); }
 

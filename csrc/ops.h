@@ -62,11 +62,21 @@ struct Gradients {
 // float64 for float64, float32 for the other three; an error for any other dtype.
 at::ScalarType accumulation_dtype(at::ScalarType dtype);
 
+// An error for arguments that the operator does not take; eps as it is used. For shapes as the user sees them, where
+// the tensors that are computed with have others.
+double check_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps);
+double check_forward(const Tensor& input, const Tensor& residual, MaybeDouble eps);
+double check_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps);
+void check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
+                    Gradients gradients);
+
 // Each checks its arguments, then allocates what the call writes. A last dimension whose own stride is not 1 is copied
 // here, the only copy there is.
 ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
                                ForwardOutputs outputs);
+// In place, lazily negated operands are resolved into copies, which finish_in_place brings back.
 ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps);
+void finish_in_place(const ForwardTensors& done, const Tensor& input, const Tensor& residual);
 BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
                                  const MaybeTensor& grad_sum, Gradients gradients);
 

@@ -4,9 +4,8 @@
 
 namespace srmsnorm {
 
-// An error where elements of one tensor share memory, or elements of the two do. Both have a last dimension of
-// stride 1. Views side by side pass, such as q and k of a packed qkv; layouts whose dimensions do not nest are refused
-// unseen.
+// An error where elements of one tensor share bytes, or elements of the two do. Exact for all that slicing, transposing
+// and packing make, of elements of equal size or not; where telling would take long, an error too, which says so.
 void check_no_overlap(const at::Tensor& input, const at::Tensor& residual);
 
 }  // namespace srmsnorm

@@ -61,9 +61,14 @@ class Level {
   std::optional<c10::SymInt> size_;
 };
 
-// With a batch dimension in front a scalar would pass for a row.
-void check_not_scalar(const Tensor& tensor) {
-  TORCH_CHECK(tensor.dim() > 0, "srmsnorm: expected at least one dimension, got a scalar tensor");
+// On the tensors as the user sees them: with a batch dimension in front a scalar would pass for a row, and errors would
+// tell of a shape that nobody has.
+void check(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) { check_forward(input, residual, eps); }
+void check(const Tensor& input, const Tensor& residual, MaybeDouble eps) { check_forward(input, residual, eps); }
+template <class... Dtype>
+void check(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
+           const Dtype&...) {
+  check_backward(grad_output, output, rstd, grad_sum, {});
 }
 
 template <auto op, class Handle = std::decay_t<decltype(op())>>
@@ -72,7 +77,7 @@ struct Rule;
 template <auto op, class Result, class... Args>
 struct Rule<op, c10::TypedOperatorHandle<Result(const Tensor&, Args...)>> {
   static Result call(const Tensor& first, Args... args) {
-    check_not_scalar(first);
+    check(first, args...);
     Level level;
     level.learn(first);
     (level.learn(args), ...);
@@ -81,7 +86,7 @@ struct Rule<op, c10::TypedOperatorHandle<Result(const Tensor&, Args...)>> {
 };
 
 void add_srms_norm_(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
-  check_not_scalar(input);
+  check_in_place(input, residual, eps);
   Level level;
   TORCH_CHECK(!level.batched(input) == !level.batched(residual),
               "srmsnorm: add_srms_norm_ under vmap overwrites both operands, so both or none must be batched");

@@ -34,7 +34,8 @@ def srms_norm(input: Tensor, residual: Tensor | None = None, *, eps: float | Non
         input: shape (..., dim); float16, bfloat16, float32 or float64. Any strides; a last dimension whose own stride
             is not 1 is copied once.
         residual: the shape and device of ``input``; its dtype, or float32 beside a 16-bit input.
-        eps: added to the mean square, inside the root; at least 0. None means the machine epsilon of the accumulation
+        eps: added to the mean square, inside the root; at least 0, and rounded to the accumulation type first, so that
+            1e-50 is 0 beside float32. None means the machine epsilon of the accumulation
             type, as in :func:`torch.nn.functional.rms_norm`.
 
     Returns:

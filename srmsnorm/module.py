@@ -1,5 +1,8 @@
 """SRMSNorm as a module."""
 
+import operator
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal, overload
 
 import torch
@@ -17,14 +20,36 @@ def _with_last_dim(input: Tensor, dim: int) -> Tensor:
     return input
 
 
+def _checked_dim(dim: int | Sequence[int]) -> int:
+    """The int itself, or of a sequence of one."""
+    single = dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim
+    try:
+        size = 0 if isinstance(single, (bool, Tensor)) else operator.index(single)  # type: ignore[arg-type]
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ValueError(f"srmsnorm: SRMSNorm takes a dim of at least 1, an int or a sequence of one, got {dim!r}")
+    return size
+
+
+def _checked_eps(eps: float | None) -> float | None:
+    if eps is None or (isinstance(eps, Real) and not isinstance(eps, bool) and eps >= 0):
+        return eps if eps is None else float(eps)
+    raise ValueError(f"srmsnorm: SRMSNorm takes an eps of at least 0, or None, got {eps!r}")
+
+
 class SRMSNorm(nn.Module):
     """:func:`srmsnorm.srms_norm` over a last dimension of size ``dim``. No parameters, no state.
 
     Args:
-        dim: size of the last dimension.
-        eps: added to the mean square, inside the root. None as in :func:`srmsnorm.srms_norm`.
+        dim: size of the last dimension, at least 1; a sequence of one int, as :class:`torch.nn.RMSNorm` takes it, is
+            taken too.
+        eps: added to the mean square, inside the root; at least 0. None as in :func:`srmsnorm.srms_norm`.
         device: taken and ignored, as layer factories pass it.
         dtype: taken and ignored, as layer factories pass it.
+
+    Raises:
+        ValueError: another dim or eps.
     """
 
     __constants__ = ["dim", "eps"]
@@ -32,11 +57,15 @@ class SRMSNorm(nn.Module):
     eps: float | None
 
     def __init__(
-        self, dim: int, eps: float | None = 1e-6, device: Any = None, dtype: torch.dtype | None = None
+        self,
+        dim: int | Sequence[int],
+        eps: float | None = 1e-6,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.dim = dim
-        self.eps = eps
+        self.dim = _checked_dim(dim)
+        self.eps = _checked_eps(eps)
 
     @overload
     def forward(

@@ -4,7 +4,8 @@
     r = (mean(h^2, last dim) + eps)^-1/2
     y = h * r
 
-h is summed once in the accumulation type (float64 for float64, float32 for the rest) and rounded once, at the end.
+h is summed once in the accumulation type (float64 for float64, float32 for the rest) and rounded once, at the end. eps,
+a number that is added to such a tensor, is first rounded to its type. Arguments are not checked.
 """
 
 import torch

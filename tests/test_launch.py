@@ -99,6 +99,21 @@ def test_bad_dims(dim):
         srmsnorm.launch_plan(dim, FLOAT)
 
 
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("kind", [Kind(BFLOAT), Kind(BFLOAT, FLOAT), Kind(DOUBLE, DOUBLE)], ids=str)
+def test_huge_dims(kind, backward):
+    """A plan for every number there is, that of the widest row."""
+    for cluster in (1, 8, 16):
+        options = {"backward": backward, "max_cluster": cluster}
+        for step in (0, 1):
+            widest = check(2**40 + step, kind, options)
+            for exponent in (31, 32, 35, 45, 62):
+                assert check(2**exponent + step, kind, options) == widest
+        assert check(2**63 - 1, kind, options) == widest
+        with pytest.raises(TypeError):
+            srmsnorm.launch_plan(2**63, kind.dtype, kind.residual, **options)
+
+
 @pytest.mark.parametrize("cluster", [0, 17])
 def test_bad_cluster(cluster):
     with pytest.raises(RuntimeError, match=f"max_cluster.*{cluster}"):
@@ -176,10 +191,25 @@ def test_staged_rows_fit_the_shared_memory_of_every_gpu_with_clusters(kind):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "residual"), [(torch.int64, None), (torch.float8_e4m3fn, None), (FLOAT, BFLOAT), (BFLOAT, HALF)]
+    ("dtype", "residual"),
+    [
+        (torch.int64, None),
+        (torch.bool, None),
+        (torch.complex64, None),
+        (torch.float8_e4m3fn, None),
+        (torch.quint4x2, None),
+        (FLOAT, BFLOAT),
+        (BFLOAT, HALF),
+        (BFLOAT, DOUBLE),
+        (DOUBLE, FLOAT),
+        (FLOAT, torch.int32),
+        (BFLOAT, torch.float8_e5m2),
+        (HALF, torch.quint4x2),
+    ],
 )
 def test_bad_dtypes(dtype, residual):
-    with pytest.raises(RuntimeError, match="srmsnorm: "):
+    name = "dtype" if residual is None else "residual_dtype"
+    with pytest.raises(RuntimeError, match=f"srmsnorm: {name} must be"):
         srmsnorm.launch_plan(64, dtype, residual)
 
 

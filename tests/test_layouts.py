@@ -76,18 +76,30 @@ def test_backward(device, kind, layout, shape):
     assert_same([backward(g, strided_output, strided_rstd)], [backward(*plain[:3])])
 
 
+def dense_strides(tensor):
+    """Of a result: rows of neighbours without gaps, leading dimensions in the operand's order in memory, or in their
+    own where it has none or was copied. Of dimensions of more than one."""
+    dims = [dim for dim in range(tensor.ndim) if tensor.shape[dim] > 1]
+    if tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
+        dims.sort(key=lambda dim: -tensor.stride(dim) if dim < tensor.ndim - 1 else 1)
+    strides, step = {}, 1
+    for dim in reversed(dims):
+        strides[dim] = step
+        step *= tensor.shape[dim]
+    return [strides[dim] for dim in sorted(dims)]
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=name)
-def test_outputs_follow_empty_like(device, layout, shape):
+def test_outputs_follow_the_order_of_dimensions(device, layout, shape):
     input = samples.tensor(shape, BFLOAT, device, layout=layout)
     residual = samples.tensor(shape, FLOAT, device, layout=layout, name="residual")
     y, sum = srmsnorm.add_srms_norm(input, residual)
-    read = [t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in (input, residual)]
-    assert y.stride() == torch.empty_like(read[0]).stride()
-    assert sum.stride() == torch.empty_like(read[1]).stride()
-    assert srmsnorm.srms_norm(input).stride() == y.stride()
-    meta = srmsnorm.srms_norm(input.to("meta")) if layout is samples.contiguous else None
-    assert meta is None or (meta.stride(), meta.dtype) == (y.stride(), y.dtype)
+    strides = dense_strides(input)
+    meta = srmsnorm.srms_norm(torch.empty_strided(shape, input.stride(), dtype=BFLOAT, device="meta"))
+    for result, operand in ((y, input), (sum, residual), (srmsnorm.srms_norm(input), input), (meta, input)):
+        assert result.dtype == operand.dtype
+        assert [s for s, size in zip(result.stride(), shape, strict=True) if size > 1] == strides
 
 
 @pytest.mark.parametrize("layout", samples.UNIT_STRIDE, ids=name)
@@ -126,6 +138,35 @@ def test_many_leading_dims_that_do_not_merge(device, kind, shape):
     input, residual = input.clone(), residual.clone()
     srmsnorm.add_srms_norm_(input, residual)
     assert_same((input, residual), got)
+
+
+@pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT)], ids=str)
+def test_dimensions_of_size_1_are_no_levels(device, kind):
+    """Whatever strides they have: more of them than there is room for levels, between rows that merge."""
+    sizes, ones = [3, 4], [1] * 34
+    shape = (*ones, sizes[0], *ones, sizes[1], 16)
+    odd = [7 * i + 5 for i in range(34)]
+    input, residual = (
+        t.as_strided(shape, (*odd, 64, *odd[::-1], 16, 1)) for t in samples.forward(kind, (12, 16), device)
+    )
+    want = srmsnorm.add_srms_norm(input.reshape(12, 16), residual.reshape(12, 16))
+    assert_same([t.reshape(12, 16) for t in srmsnorm.add_srms_norm(input, residual)], want)
+    output, rstd = torch.ops.srmsnorm._srms_norm(input, residual, None)
+    g = samples.grad_output(kind, (12, 16), device)
+    got = torch.ops.srmsnorm._srms_norm_backward(g.as_strided(shape, input.stride()), output, rstd)
+    rows = output.reshape(12, 16), rstd.reshape(12)
+    assert_same([got.reshape(12, 16)], [torch.ops.srmsnorm._srms_norm_backward(g, *rows)])
+    srmsnorm.add_srms_norm_(input, residual)
+    assert_same([t.reshape(12, 16) for t in (input, residual)], want)
+
+
+def test_dimensions_of_size_1_cost_no_launch(cuda):
+    """Levels of their own would be more than a launch has."""
+    shape, strides = (2, 1, 3, 1, 2, 1, 3, 1, 16), (576, 5, 192, 7, 96, 11, 32, 13, 1)
+    input = torch.randn(1152, device=cuda).as_strided(shape, strides)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        srmsnorm.srms_norm(input)
+    assert len([event for event in profile.events() if "row_kernel" in event.name]) == 1
 
 
 def test_rows_in_memory_order_take_one_launch(cuda):

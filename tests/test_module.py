@@ -4,7 +4,9 @@ import copy
 import io
 import pathlib
 import pickle
+import re
 
+import numpy as np
 import pytest
 import samples
 import torch
@@ -28,6 +30,47 @@ def test_calls(device, kind):
 def test_repr():
     assert repr(srmsnorm.SRMSNorm(64)) == "SRMSNorm(64, eps=1e-06)"
     assert repr(srmsnorm.SRMSNorm(64, eps=None)) == "SRMSNorm(64, eps=None)"
+
+
+INTS = [16, np.int64(16), np.uint8(16), (16,), [16], torch.Size([16]), (np.int32(16),)]
+
+
+@pytest.mark.parametrize("dim", INTS, ids=repr)
+def test_dims_of_other_types(dim):
+    """An int afterwards, whatever it came as."""
+    module = srmsnorm.SRMSNorm(dim)
+    assert type(module.dim) is int and module.dim == 16
+    assert repr(module) == "SRMSNorm(16, eps=1e-06)" == repr(pickle.loads(pickle.dumps(module)))
+    assert torch.equal(module(torch.ones(2, 16)), torch.jit.script(module)(torch.ones(2, 16)))
+
+
+BAD_DIMS = [0, -1, True, False, 16.0, "1", "16", None, (), [], (16, 16), (0,), (True,), (16.0,), ((16,),), {16}]
+
+
+@pytest.mark.parametrize("dim", [*BAD_DIMS, torch.tensor(16), np.float32(16)], ids=repr)
+def test_bad_dims(dim):
+    with pytest.raises(ValueError, match="srmsnorm: SRMSNorm takes a dim of at least 1.*got " + re.escape(repr(dim))):
+        srmsnorm.SRMSNorm(dim)
+
+
+@pytest.mark.parametrize("eps", [-1e-6, float("nan"), float("-inf"), "1e-6", True, 1j, (1e-6,)], ids=repr)
+def test_bad_eps(eps):
+    with pytest.raises(ValueError, match="srmsnorm: SRMSNorm takes an eps of at least 0.*got " + re.escape(repr(eps))):
+        srmsnorm.SRMSNorm(16, eps)
+
+
+def test_eps_of_other_types():
+    for eps in (1, np.float32(1), np.float64(1), np.int64(1)):
+        assert type(srmsnorm.SRMSNorm(16, eps).eps) is float and srmsnorm.SRMSNorm(16, eps).eps == 1
+
+
+def test_symbolic_dim(plain_memory):
+    """A module made in a traced function, of a size that is a symbol there."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: srmsnorm.SRMSNorm(x.shape[-1])(x), backend="aot_eager", dynamic=True)
+    for size in (16, 24):
+        x = torch.ones(2, size)
+        assert torch.equal(compiled(x), srmsnorm.SRMSNorm(size)(x))
 
 
 def test_no_parameters_no_state():
@@ -75,6 +118,7 @@ def test_pre_norm_blocks(device):
 
 def test_build_info():
     info = srmsnorm.build_info()
+    assert set(info) == {"torch", "cuda", "architectures", "debug"}
     assert info["torch"] == torch.__version__
     assert info["cuda"] is None or isinstance(info["cuda"], str)
 

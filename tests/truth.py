@@ -1,6 +1,7 @@
 """The definition and its gradient in float64, from the operands as they are; and in extended precision for float64."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from srmsnorm.reference import accumulation_dtype, default_eps
@@ -8,10 +9,15 @@ from srmsnorm.reference import accumulation_dtype, default_eps
 
 def forward(input: Tensor, residual: Tensor | None = None, eps: float | None = None):
     """(y, h, rstd) in float64."""
-    eps = default_eps(input.dtype) if eps is None else eps
+    eps = default_eps(input.dtype) if eps is None else rounded_eps(eps, input.dtype)
     h = input.double() if residual is None else input.double() + residual.double()
     rstd = (h.square().mean(-1) + eps).rsqrt()
     return h * rstd.unsqueeze(-1), h, rstd
+
+
+def rounded_eps(eps: float, dtype) -> float:
+    """eps in the accumulation type."""
+    return float(torch.tensor(eps, dtype=torch.float64).to(accumulation_dtype(dtype)))
 
 
 def rounded_sum(input: Tensor, residual: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ constexpr int kPortableCluster = 8;  // what every GPU with clusters grants with
 constexpr int kMostThreads = 512;
 constexpr int kBlockVectors = 4 * kMostThreads;  // of a row that one block takes where there are clusters
 constexpr int kTwiceVectors = 2;
+constexpr int64_t kWidest = 1 << 30;  // vectors of a row: wider ones have its plan
 
 // What a thread reads for one vector of a row: pieces of 16 bytes, and how many of them the sum does not need. Operands
 // beside the input have as many elements as 16 bytes of the input's dtype; a size of 0 is an operand that there is not.
@@ -133,7 +134,7 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   LaunchPlan plan{16 / element_size, 0, 1, 0, 1, false, alignment == Alignment::Any, alignment != Alignment::Whole};
   bool whole = dim % plan.vector_elements == 0;
   if (!whole) plan.edges = true;
-  int64_t vectors = dim / plan.vector_elements;
+  int64_t vectors = std::min(dim / plan.vector_elements, kWidest);
   if (vectors <= 96)
     plan = plan_in_warp(plan, static_cast<int>(vectors));
   else if (vectors <= kBlockVectors || (gpu.largest_cluster == 1 && vectors <= 8 * max_threads(chunks.all, 8, false)))
