@@ -254,7 +254,7 @@ def test_kernels_compile_for_other_architectures(architecture, tmp_path):
 RESIDENT = """
 #include "{csrc}/cuda/hints.h"
 using namespace srmsnorm;
-constexpr Gpu gpu{{90, 132, 228 << 10}};
+constexpr Gpu gpu{{0, 90, 132, 228 << 10}};
 constexpr bool stand(int blocks, int asked) {{ return blocks * (shared_bytes_for(asked, gpu) + 1280) <= 228 << 10; }}
 template <int... blocks>
 constexpr bool just_so_many = ((stand(blocks, blocks) && !stand(blocks + 1, blocks)) && ...);
@@ -324,7 +324,7 @@ ASK = """
 int main() {{
   srmsnorm::Gpu gpu;
   if (auto error = srmsnorm::cuda::describe(0, gpu)) return error;
-  if (auto error = srmsnorm::cuda::find_largest_cluster(nullptr, 0, gpu)) return error;
+  if (auto error = srmsnorm::cuda::find_largest_cluster(nullptr, gpu)) return error;
   std::printf("%d %d", gpu.capability, gpu.largest_cluster);
 }}
 """
@@ -361,7 +361,7 @@ HINTS = """
 #include "{csrc}/cuda/hints.h"
 using namespace srmsnorm;
 constexpr Gpu gpu_of(int capability, int multiprocessors, int64_t mhz, int bits) {{
-  Gpu gpu{{capability, multiprocessors, 228 << 10, 50 << 20}};
+  Gpu gpu{{0, capability, multiprocessors, 228 << 10, 50 << 20}};
   gpu.bandwidth = 2 * mhz * 1000000 * bits / 8;
   return gpu;
 }}

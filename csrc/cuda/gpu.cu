@@ -37,6 +37,7 @@ struct Found {
 };
 
 struct Driver {
+  DriverFunction<CUcontext*> current_context = Found("cuCtxGetCurrent", 12000);
   DriverFunction<CUstream, CUcontext*, CUgreenCtx*> contexts_of_stream = Found("cuStreamGetCtx", 12050);
   DriverFunction<CUcontext, unsigned long long*> context_id = Found("cuCtxGetId", 12000);
   DriverFunction<CUgreenCtx, unsigned long long*> green_context_id = Found("cuGreenCtxGetId", 12090);
@@ -62,6 +63,13 @@ struct ContextId {
   auto operator<=>(const ContextId&) const = default;
 };
 
+// A thread that has called nothing of CUDA's yet has no context, which a default stream is then of.
+cudaError_t have_context(int device) {
+  CUcontext context = nullptr;
+  auto result = driver().current_context ? driver().current_context(&context) : CUDA_SUCCESS;
+  return result == CUDA_SUCCESS && context ? cudaSuccess : cudaSetDevice(device);
+}
+
 // The one that the stream launches in; nothing where the driver does not tell, as an older one.
 std::optional<ContextId> context_of(cudaStream_t stream) {
   CUcontext context = nullptr;
@@ -76,12 +84,12 @@ std::optional<ContextId> context_of(cudaStream_t stream) {
 // Asked with so much shared memory that a block has a multiprocessor to itself, as some launches do: what has room then
 // has room in all of them. By the driver's functions, which take the context from the stream, and where there is no
 // room leave no error behind for the runtime's next caller.
-cudaError_t ask_for_cluster(cudaStream_t stream, int device, const Gpu& gpu, int& largest) {
+cudaError_t ask_for_cluster(cudaStream_t stream, const Gpu& gpu, int& largest) {
   cudaKernel_t kernel;
   if (auto error = cudaGetKernel(&kernel, reinterpret_cast<const void*>(&probe))) return error;
   CUdevice handle;
   int compiled_for = 0, shared = shared_bytes_for(1, gpu);
-  if (auto result = driver().device(&handle, device)) return as_runtime_error(result);
+  if (auto result = driver().device(&handle, gpu.device)) return as_runtime_error(result);
   if (auto result = driver().get_attribute(&compiled_for, CU_FUNC_ATTRIBUTE_PTX_VERSION, kernel, handle))
     return as_runtime_error(result);
   if (auto result = driver().set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared, kernel, handle))
@@ -111,6 +119,7 @@ cudaError_t cuda::describe(int device, Gpu& gpu) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, what, device);
     return value;
   };
+  gpu.device = device;
   gpu.capability = 10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor);
   gpu.multiprocessors = ask(cudaDevAttrMultiProcessorCount);
   gpu.shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
@@ -120,10 +129,19 @@ cudaError_t cuda::describe(int device, Gpu& gpu) {
   return error;
 }
 
-cudaError_t cuda::find_largest_cluster(cudaStream_t stream, int device, Gpu& gpu) {
+cudaError_t cuda::set_attribute(const void* function, CUfunction_attribute attribute, int value, const Gpu& gpu) {
+  cudaKernel_t kernel;
+  CUdevice handle;
+  if (auto error = cudaGetKernel(&kernel, function)) return error;
+  if (auto result = driver().device(&handle, gpu.device)) return as_runtime_error(result);
+  return as_runtime_error(driver().set_attribute(attribute, value, kernel, handle));
+}
+
+cudaError_t cuda::find_largest_cluster(cudaStream_t stream, Gpu& gpu) {
   static std::mutex mutex;
   static auto& known = *new std::map<ContextId, int>;  // outlives calls at exit
   if (gpu.capability < 90) return cudaSuccess;
+  if (auto error = have_context(gpu.device)) return error;
   auto context = context_of(stream);
   std::lock_guard lock(mutex);
   if (context)
@@ -131,7 +149,7 @@ cudaError_t cuda::find_largest_cluster(cudaStream_t stream, int device, Gpu& gpu
       gpu.largest_cluster = found->second;
       return cudaSuccess;
     }
-  if (auto error = ask_for_cluster(stream, device, gpu, gpu.largest_cluster)) return error;
+  if (auto error = ask_for_cluster(stream, gpu, gpu.largest_cluster)) return error;
   if (context) known.emplace(*context, gpu.largest_cluster);
   return cudaSuccess;
 }

@@ -7,6 +7,7 @@ namespace srmsnorm {
 constexpr int kMaxCluster = 16;
 
 struct Gpu {
+  int device = 0;      // its number in this process
   int capability = 0;  // 90 for compute capability 9.0
   int multiprocessors = 0;
   int shared_bytes = 0;  // of a multiprocessor

@@ -1,6 +1,7 @@
 // The launchers: raw pointers and sizes in, an error code out. What runs is in launch.h (which launch) and
 // row_kernel.cuh.
 #pragma once
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include "../row_args.h"
@@ -18,6 +19,9 @@ cudaError_t describe(int device, Gpu& gpu);
 // The largest cluster of the context that the stream launches in: of a whole GPU or of a part of it. Asked once for
 // each; also while the stream is captured. Decided before a launch, not by one that fails, as a captured launch does
 // not fail, and as what has room would differ with what a launch needs: one context, one order of a row's sum.
-cudaError_t find_largest_cluster(cudaStream_t stream, int device, Gpu& gpu);
+cudaError_t find_largest_cluster(cudaStream_t stream, Gpu& gpu);
+
+// Of a kernel. The runtime's own function would clear an error that somebody else has left for whoever looks next.
+cudaError_t set_attribute(const void* function, CUfunction_attribute attribute, int value, const Gpu& gpu);
 
 }  // namespace srmsnorm::cuda

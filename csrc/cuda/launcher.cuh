@@ -1,6 +1,7 @@
 // From arguments to a launch: the plan, the instance of the kernel that it names, the grid.
 #pragma once
 #include "hints.h"
+#include "kernels.h"
 #include "row_kernel.cuh"
 
 namespace srmsnorm {
@@ -118,17 +119,18 @@ SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool apart, const 
   return blocks ? SharedBytes{shared_bytes_for(blocks, gpu), shared_bytes_for(1, gpu)} : SharedBytes{0, 0};
 }
 
-template <class Op, class Args>
+template <class Args>
 cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& plan, SharedBytes shared,
-                      cudaStream_t stream) {
+                      const Gpu& gpu, cudaStream_t stream) {
   int64_t blocks = (args.rows + plan.rows_per_block - 1) / plan.rows_per_block * plan.cluster;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  auto set = [&](CUfunction_attribute attribute, int value) {
+    return cuda::set_attribute(reinterpret_cast<const void*>(kernel), attribute, value, gpu);
+  };
   if (plan.cluster > kPortableCluster)
-    if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) return error;
-
+    if (auto error = set(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)) return error;
   if (shared.of_call > (32 << 10))  // 48 KB come unasked, and the static part counts too
-    if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared.most))
-      return error;
+    if (auto error = set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared.most)) return error;
 
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
@@ -151,7 +153,7 @@ cudaError_t launch(const Call& call, Alignment alignment, const Gpu& gpu, cudaSt
   auto hints = launch_hints(gpu, plan, traffic_of(call));
   bool flat = !plan.edges && call.space.levels == 1, gains = flat && Op::kChunks.late == 0;
   auto shared = shared_bytes<Op>(plan, call.space.dim, gains && hints.apart, gpu);
-  auto launched = [&](auto kernel, const auto& args) { return launch_as<Op>(kernel, args, plan, shared, stream); };
+  auto launched = [&](auto kernel, const auto& args) { return launch_as(kernel, args, plan, shared, gpu, stream); };
   return flat ? launched(flat_kernel<Op>(plan, gains && hints.kept),
                          kernel_args<typename Op::Operands, typename Op::template Args<true>>(call, hints.ahead))
               : launched(general_kernel<Op>(plan),

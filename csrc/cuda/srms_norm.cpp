@@ -26,10 +26,9 @@ template <class Tensors, class Launcher>
 void launch_on(const Tensor& tensor, const Tensors& tensors, Launcher launcher) {
   c10::cuda::CUDAGuard guard(tensor.device());
   auto stream = c10::cuda::getCurrentCUDAStream().stream();
-  int device = tensor.device().index();
-  Gpu gpu = gpu_of(device);
+  Gpu gpu = gpu_of(tensor.device().index());
   if (is_wide(tensor.size(-1), static_cast<int>(tensor.element_size())))
-    C10_CUDA_CHECK(cuda::find_largest_cluster(stream, device, gpu));
+    C10_CUDA_CHECK(cuda::find_largest_cluster(stream, gpu));
   over_rows(tensors, [&](const auto& args) { C10_CUDA_CHECK(launcher(args, gpu, stream)); });
 }
 
