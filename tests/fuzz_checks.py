@@ -2,6 +2,7 @@
 bits of a row alone, and that what must be refused is, with nothing written."""
 
 import math
+import threading
 from itertools import combinations
 
 import torch
@@ -23,6 +24,9 @@ from torch import Tensor
 
 import srmsnorm
 from srmsnorm.reference import accumulation_dtype, default_eps
+
+
+ONE_DUAL_LEVEL = threading.Lock()  # a process has no more
 
 
 class Failure(AssertionError):
@@ -333,7 +337,7 @@ def _with_gradient_of_rstd(call, dtype, gr, want, bound, y, rstd):
 def check_tangents(call: Call, memory: Memory) -> dict[str, float]:
     """Forward mode; no tangent of a result lies in an argument's memory."""
     tangents = {name: memory.operands[f"tangent {name}"] for name in call.wanted}
-    with forward_ad.dual_level():
+    with ONE_DUAL_LEVEL, forward_ad.dual_level():
         duals = {
             name: forward_ad.make_dual(memory.operands[name], tangents[name]) if name in tangents else tensor
             for name, tensor in memory.operands.items()
@@ -466,7 +470,7 @@ def check_mistake(call: Call, memory: Memory) -> dict[str, float]:
 
 def _check_in_place_tangent(call: Call, memory: Memory) -> dict[str, float]:
     name = list(memory.operands)[call.index % 2]
-    with forward_ad.dual_level():
+    with ONE_DUAL_LEVEL, forward_ad.dual_level():
         dual = forward_ad.make_dual(memory.operands[name], torch.ones(call.shape).to(memory.operands[name]))
         try:
             invoke(call, {**memory.operands, name: dual})
