@@ -222,6 +222,7 @@ def test_kernels_compile_for_other_architectures(architecture, tmp_path):
 
 
 RESIDENT = """
+#include <type_traits>
 #include "{csrc}/cuda/launch.h"
 using namespace srmsnorm;
 constexpr bool stand(int blocks, int asked) {{ return blocks * (shared_bytes_for(asked) + 1024 + 256) <= 228 << 10; }}
@@ -233,6 +234,8 @@ constexpr Chunks one = forward_chunks(2, 0), two = forward_chunks(2, 2), mixed =
 static_assert(resident_blocks(128, false, two, false) == 0 && resident_blocks(512, false, one, false) == 6);
 static_assert(resident_blocks(375, false, two, false) == 4 && resident_blocks(2048, false, two, false) == 1);
 static_assert(resident_blocks(375, false, mixed, true) == 3 && resident_blocks(2048, true, two, false) == 0);
+// A plan that knew the rows could change bits with them.
+static_assert(std::is_same_v<decltype(plan_launch), LaunchPlan(int64_t, int, Chunks, Alignment, int)>);
 int main() {{}}
 """
 
