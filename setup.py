@@ -1,6 +1,7 @@
 """Builds the two libraries: srmsnorm/_ops, the operators (links no Python), and srmsnorm/_C, their pybind11 face.
 
 Settings: SRMSNORM_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS, DEBUG=1; README.md says what they do.
+SRMSNORM_SANITIZE=address|thread builds for tests/sanitize.py.
 `python setup.py --nvcc-wheels` prints the requirements that bring an nvcc from the package index where there is none.
 """
 
@@ -174,7 +175,7 @@ def extensions(home: Path | None, about: dict[str, str]) -> list:
         py_limited_api=True,  # keeps torch_python out of the link
         define_macros=macros,
         extra_compile_args=compile_flags(),
-        extra_link_args=["-fopenmp", *cuda.pop("link_args", [])],
+        extra_link_args=["-fopenmp", *sanitizer_flags(), *cuda.pop("link_args", [])],
         **cuda,
     )
     face = CppExtension(
@@ -182,6 +183,7 @@ def extensions(home: Path | None, about: dict[str, str]) -> list:
         ["csrc/bindings.cpp"],
         define_macros=macros + [(name, f'"{text}"') for name, text in about_macros],
         extra_compile_args=compile_flags(),
+        extra_link_args=sanitizer_flags(),
     )
     return [ops, face]
 
@@ -195,9 +197,24 @@ def compile_flags() -> dict[str, list[str]]:
     # torch's own flags forbid the conversions and operators of the 16-bit types; -lineinfo costs nothing at run time.
     forbidden = ["HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
     return {
-        "cxx": [*common, *([] if debug() else ["-g0"]), "-fopenmp", "-Wall", "-idirafter", str(ROOT / "csrc/compat")],
+        "cxx": [
+            *common,
+            *([] if debug() else ["-g0"]),
+            *["-fopenmp", "-Wall", "-idirafter", str(ROOT / "csrc/compat")],
+            *sanitizer_flags(),
+        ],
         "nvcc": [*common, "-lineinfo", *(f"-U__CUDA_NO_{name}__" for name in forbidden)],
     }
+
+
+def sanitizer_flags() -> list[str]:
+    sanitizer = os.environ.get("SRMSNORM_SANITIZE", "")
+    if not sanitizer:
+        return []
+    also = ",undefined" if sanitizer == "address" else ""
+    # vptr would need the types of torch's classes, which its libraries do not show.
+    common = ["-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1", "-Wno-tsan"]
+    return [f"-fsanitize={sanitizer}{also}", *common]
 
 
 def cuda_libraries() -> dict[str, list[str]]:

@@ -39,6 +39,8 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--isa", action="append", default=[], help="default, avx2 or avx512; all that there are")
     parser.add_argument("--operator", action="append", default=[], help="only these")
     parser.add_argument("--compiled", type=float, default=1 / 4000, help="the share of compiled calls")
+    parser.add_argument("--large", type=float, default=0.01, help="the share of calls large enough for several threads")
+    parser.add_argument("--concurrent", type=int, default=1, help="Python threads of a process that call at once")
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # the file that holds the index at hand
     parser.add_argument("--stride", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -72,21 +74,34 @@ class Tally:
 
 
 def work(given: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)  # what the operators allocate is NaN
     torch._C._functorch._set_vmap_fallback_enabled(False)
     tally, pool = Tally(), fuzz_calls.Pool(given.device)
     began, until = time.process_time(), time.monotonic() + given.seconds
-    with open(given.worker, "r+b") as file, mmap.mmap(file.fileno(), 8) as at_hand:
-        for index in range(given.index, given.index + given.n, given.stride):
+
+    def some(first: int, step: int) -> None:
+        torch.set_num_threads(1)  # of this thread's calls; a large one draws its own number
+        for index in range(first, given.index + given.n, step):
             at_hand[:] = index.to_bytes(8, "little")
-            call = fuzz_calls.draw(given.seed, index, compiled=given.compiled)
+            call = draw(given, index)
             if not given.operator or call.operator in given.operator:
                 tally.run(call, pool)
             if len(tally.failures) >= 200 or time.monotonic() > until:
                 break
+
+    with open(given.worker, "r+b") as file, mmap.mmap(file.fileno(), 8) as at_hand:
+        each = range(given.concurrent)
+        with ThreadPoolExecutor(given.concurrent) as threads:
+            for done in [
+                threads.submit(some, given.index + i * given.stride, given.concurrent * given.stride) for i in each
+            ]:
+                done.result()
     tally.spent = time.process_time() - began
     print(json.dumps(vars(tally)))
+
+
+def draw(given: argparse.Namespace, index: int) -> fuzz_calls.Call:
+    return fuzz_calls.draw(given.seed, index, large=given.large, compiled=given.compiled)
 
 
 # ---- all of them
@@ -102,6 +117,7 @@ def start(given: argparse.Namespace, isa: str, first: int, stride: int) -> list[
             command = [sys.executable, HERE, "--worker", at_hand.name, "--stride", stride, "--index", first]
             command += ["--n", end - first, "--seed", given.seed, "--device", given.device]
             command += ["--seconds", max(0.0, until - time.monotonic()), "--compiled", given.compiled]
+            command += ["--large", given.large, "--concurrent", given.concurrent]
             command += [part for name in given.operator for part in ("--operator", name)]
             environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONWARNINGS": "ignore"}
             if isa != given.device:
@@ -180,7 +196,7 @@ def report(given: argparse.Namespace, failures: list) -> None:
         isa, index, message = min(found, key=lambda f: f[1])
         where = f"ISA={isa}" if given.device == "cpu" else f"DEVICE={given.device}"
         again = f"make fuzz SEED={given.seed} INDEX={index} N=1 {where}"
-        call = fuzz_calls.draw(given.seed, index, compiled=given.compiled)
+        call = draw(given, index)
         print(f"\nFAILED {len(found)} x {key}: {message}\n  again: {again}\n{fuzz_calls.program(call)}")
     if failures:
         print(f"\n{len(failures)} failures of {len(kinds)} kinds")

@@ -45,6 +45,7 @@ class Operand:
     scale: int = 0  # and all by 2^scale
     negated: bool = False
     lazy: bool = False  # a copy-on-write clone
+    margin: int = 3  # elements behind it in its buffer
     batched: bool = True  # under vmap
     rows: bool = True  # not one number a row
 
@@ -95,13 +96,13 @@ class Call:
         return OPERATORS[self.operator][1].split()
 
 
-def draw(seed: int, index: int, *, wide: float = 0.002, compiled: float = 1 / 4000) -> Call:
+def draw(seed: int, index: int, *, wide: float = 0.002, large: float = 0.01, compiled: float = 1 / 4000) -> Call:
     rng = random.Random(seed << 40 | index)
     (operator,) = rng.choices(list(OPERATORS), WEIGHTS)
     mode = _mode(rng, operator, compiled)
     dtype = rng.choice((HALF, BFLOAT) if operator.endswith(("wide", "pair")) else (HALF, BFLOAT, FLOAT, FLOAT, DOUBLE))
     dim = _dim(rng, wide if mode in ("plain", "gradients") else 0.0)
-    shape = _shape(rng, dim, least=1 if mode == "vmap" else 0)
+    shape = _shape(rng, dim, large, least=1 if mode == "vmap" else 0)
     call = Call(seed, index, operator, mode, shape, {}, rng.choice(EPS), row=rng.random(), function=rng.random() < 0.5)
     call.shared = mode in ("plain", "inference", "vmap") and rng.random() < 0.06
     _draw_operands(rng, call, dtype)
@@ -142,9 +143,9 @@ def _dim(rng, wide: float) -> int:
     return int(2 ** rng.uniform(0, math.log2(5000)))
 
 
-def _shape(rng, dim: int, least: int) -> tuple[int, ...]:
+def _shape(rng, dim: int, large: float, least: int) -> tuple[int, ...]:
     """Leading dimensions of a few rows; of none at times, of many rarely."""
-    most = max(1, (3000 if rng.random() < 0.99 else 60_000) // dim)
+    most = max(1, (60_000 if rng.random() < large else 3000) // dim)
     leading = [
         rng.choice((1, 2, 2, 3, 3, 4, 5, 7, most)) for _ in range(max(least, rng.choice((0, 1, 1, 1, 2, 2, 3, 4))))
     ]
@@ -185,6 +186,7 @@ def _draw_operands(rng, call: Call, dtype) -> None:
 
 
 def _draw_values(rng, call: Call, name: str, operand: Operand, wide_range: bool) -> None:
+    operand.margin = rng.choice((0, 3))
     operand.spread = rng.choice((0, 0, 3)) if operand.dtype == HALF else rng.choice((0, 3, 10))
     if wide_range:
         operand.scale = rng.randint(-36, 24) if name == "input" else rng.randint(-20, 20)
@@ -331,7 +333,7 @@ class Memory:
             self._add(name, operand, pool, ())
 
     def _add(self, name: str, operand: Operand, pool: Pool, fault: tuple) -> None:
-        buffer = _fill(operand, pool, operand.length + 3)
+        buffer = _fill(operand, pool, operand.length + operand.margin)
         view = buffer.as_strided(operand.sizes, operand.strides, operand.offset)
         if (
             operand.spread
@@ -408,7 +410,9 @@ def program(call: Call) -> str:
     lines = ["import torch, srmsnorm", f"# {call.mode} of {call.operator}, shape {call.shape}"]
     for name, o in {**call.operands, **call.cotangents}.items():
         view = f"{o.sizes}, {o.strides}, {o.offset})"
-        lines.append(f"{name.replace(' ', '_')} = torch.randn({o.length + 3}, dtype={o.dtype}).as_strided({view}")
+        lines.append(
+            f"{name.replace(' ', '_')} = torch.randn({o.length + o.margin}, dtype={o.dtype}).as_strided({view}"
+        )
         notes = {key: value for key, value in vars(o).items() if key in ("content", "spread", "scale") and value}
         flags = [key for key in ("negated", "lazy") if getattr(o, key)] + ([] if o.batched else ["not batched"])
         lines[-1] += f"  # {notes} {' '.join(flags)}"

@@ -2,6 +2,7 @@
 bits of a row alone, and that what must be refused is, with nothing written."""
 
 import math
+import threading
 from itertools import combinations
 
 import torch
@@ -23,6 +24,9 @@ from torch import Tensor
 
 import srmsnorm
 from srmsnorm.reference import accumulation_dtype, default_eps
+
+
+ONE_DUAL_LEVEL = threading.Lock()  # a process has no more
 
 
 class Failure(AssertionError):
@@ -123,7 +127,8 @@ def check_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> di
     y, _, rstd = forward_truth(call, t)
     worst = {"output": within("output", got["output"], y, output_bound(y, call.dtype))}
     if "rstd" in got:
-        worst["rstd"] = within("rstd", got["rstd"], rstd, rstd_bound(rstd, got["rstd"].dtype))
+        summed = call.shape[-1] if got["rstd"].is_cuda else 0
+        worst["rstd"] = within("rstd", got["rstd"], rstd, rstd_bound(rstd, got["rstd"].dtype, summed))
     if "sum" in got:
         check_equal("sum", got["sum"], truth.rounded_sum(t["input"], t["residual"]))
         worst["sum"] = 0.0
@@ -200,11 +205,20 @@ def check_row_alone(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) ->
     torch.set_num_threads(1)
     alone = {name: tensor[index] for name, tensor in t.items()}
     if call.operator == IN_PLACE:
-        alone = {name: tensor.clone() for name, tensor in alone.items()}
+        if t[next(iter(t))].is_cuda and any(operand.negated for operand in call.operands.values()):
+            return  # computed in copies, which lie as they like
+        alone = {name: copy_lying_alike(tensor) for name, tensor in alone.items()}
     for (name, whole), row in zip(got.items(), invoke(call, alone), strict=True):
         integers = INTEGERS[row.dtype]
         same = torch.equal(whole[index].contiguous().view(integers), row.view(integers))
         require(same, f"{name}: row {index} alone has other bits")
+
+
+def copy_lying_alike(tensor: Tensor) -> Tensor:
+    """As many bytes past 16 as the tensor: on a GPU bits depend on that."""
+    past = tensor.data_ptr() % 16 // tensor.itemsize
+    buffer = torch.empty(tensor.numel() + past, dtype=tensor.dtype, device=tensor.device)
+    return buffer[past:].view(tensor.shape).copy_(tensor)
 
 
 # ---- in place
@@ -327,13 +341,15 @@ def _with_gradient_of_rstd(call, dtype, gr, want, bound, y, rstd):
     u = torch.finfo(call.dtype).eps + 4 * torch.finfo(accumulation_dtype(call.dtype)).eps + torch.finfo(dtype).eps / 2
     size = torch.linalg.vector_norm(more, dim=-1)
     rounded = torch.finfo(dtype).eps / 2 * torch.linalg.vector_norm(want, dim=-1)
-    return want + more, bound + u * size + rounded + torch.finfo(dtype).tiny
+    lost = torch.finfo(call.dtype).smallest_normal * torch.finfo(call.dtype).eps / 2  # at most, of a subnormal y
+    lost = lost * (gr.double() * rstd * rstd).abs() / call.shape[-1] ** 0.5
+    return want + more, bound + u * size + rounded + lost + torch.finfo(dtype).tiny
 
 
 def check_tangents(call: Call, memory: Memory) -> dict[str, float]:
     """Forward mode; no tangent of a result lies in an argument's memory."""
     tangents = {name: memory.operands[f"tangent {name}"] for name in call.wanted}
-    with forward_ad.dual_level():
+    with ONE_DUAL_LEVEL, forward_ad.dual_level():
         duals = {
             name: forward_ad.make_dual(memory.operands[name], tangents[name]) if name in tangents else tensor
             for name, tensor in memory.operands.items()
@@ -393,6 +409,8 @@ def check_second(call: Call, memory: Memory) -> dict[str, float]:
         elif name == "grad output":
             want = of_g
             bound = output_tangent_bound(want, v, call.dtype, y, rstd, added=call.dtype)
+        elif float(rstd.square().amax()) > torch.finfo(accumulation_dtype(call.dtype)).max / 1e3:
+            continue  # r^2 alone overflows, as at rows of zeros beside a tiny eps
         else:
             want, bound = of_h, second_bound(of_h, grad.dtype, call.dtype, g, v, rstd)
         require(grad.shape == call.shape, name, "has a second gradient of shape", tuple(grad.shape))
@@ -415,7 +433,7 @@ def check_compiled(call: Call, memory: Memory) -> dict[str, float]:
         call.shared or not all(nests(o.sizes, o.strides) for o in call.operands.values())
     ):
         return {}
-    eager = invoke(call, {name: tensor.clone() for name, tensor in memory.before.items()})
+    eager = invoke(call, {name: copy_lying_alike(tensor) for name, tensor in memory.before.items()})
     got = compiled(*memory.operands.values())
     for name, a, b in zip(call.results, got, eager, strict=True):
         check_equal(name, a, b)
@@ -466,7 +484,9 @@ def check_mistake(call: Call, memory: Memory) -> dict[str, float]:
 
 def _check_in_place_tangent(call: Call, memory: Memory) -> dict[str, float]:
     name = list(memory.operands)[call.index % 2]
-    with forward_ad.dual_level():
+    if not nests(call.operands[name].sizes, call.operands[name].strides):
+        return {}  # has no dual
+    with ONE_DUAL_LEVEL, forward_ad.dual_level():
         dual = forward_ad.make_dual(memory.operands[name], torch.ones(call.shape).to(memory.operands[name]))
         try:
             invoke(call, {**memory.operands, name: dual})

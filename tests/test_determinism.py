@@ -1,7 +1,8 @@
 """Same row, same bits: whatever is around the row, whatever else is written, wherever it runs."""
 
+import json
+
 import fresh
-import plans
 import pytest
 import samples
 import torch
@@ -266,8 +267,15 @@ def test_deterministic_mode(device, kind):
     assert torch.equal(leaf.grad, torch.autograd.grad(srmsnorm.srms_norm(leaf, whole[1]), leaf, whole[2])[0])
 
 
-def test_plan_does_not_depend_on_rows():
-    """By its signature: a plan that knew the rows could change bits with them."""
-    with pytest.raises(TypeError):
-        srmsnorm.launch_plan(64, FLOAT, rows=3)
-    assert plans.plan(64, Kind(FLOAT))
+@pytest.mark.parametrize("dim", [8, 100, 1000, 4096, 20_000, 65_536])
+def test_launch_does_not_depend_on_rows(cuda, dim, tmp_path):
+    """One row and thousands get the block that the plan names, which decides the order of the sum."""
+    plan = srmsnorm.launch_plan(dim, BFLOAT, BFLOAT)
+    for rows in (1, 2, 33, 4096):
+        input = samples.tensor((rows, dim), BFLOAT, cuda)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            srmsnorm.add_srms_norm(input, input)
+        profile.export_chrome_trace(str(tmp_path / "trace.json"))
+        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        (block,) = [event["args"]["block"] for event in events if "row_kernel" in event.get("name", "")]
+        assert block == [plan["threads_per_row"], plan["rows_per_block"], 1]

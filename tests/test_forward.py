@@ -7,7 +7,7 @@ import samples
 import torch
 import truth
 from samples import BFLOAT, DOUBLE, FLOAT, HALF, Kind
-from tolerances import assert_output, assert_rstd
+from tolerances import BACKWARD_ROUNDINGS, FORWARD_ULP, RSTD_ULP, assert_output, assert_rstd, unit_roundoff
 
 import srmsnorm
 from srmsnorm import reference
@@ -118,6 +118,23 @@ def test_float64_in_extended_precision(device, shape):
         expected = truth.forward_extended(input, EPS)
         got = srmsnorm.srms_norm(input, residual, eps=EPS).cpu().numpy()
         assert (np.abs(got - expected) <= 1e-15 * np.abs(expected)).all()
+
+
+@pytest.mark.parametrize("dim", [2**20, 2**20 + 7])
+def test_long_rows_add_no_error(device, dim):
+    """The length of a row costs no accuracy: a plain sum of these squares loses each, and all together are 4e-14."""
+    if np.finfo(np.longdouble).eps > 1e-18:
+        pytest.skip("needs an extended long double")
+    input = torch.full((1, dim), 0.2, dtype=DOUBLE, device=device)
+    input[0, 0] = 2.0**30
+    x = input.cpu().numpy().astype(np.longdouble)
+    mean = (x * x).mean(-1, keepdims=True)
+    y, rstd = torch.ops.srmsnorm._srms_norm(input, None, 0.0)
+    assert (np.abs(rstd.cpu().numpy() * np.sqrt(mean[:, 0]) - 1) <= RSTD_ULP * np.finfo(np.float64).eps).all()
+    assert (np.abs(y.cpu().numpy() * np.sqrt(mean) / x - 1) <= FORWARD_ULP * np.finfo(np.float64).eps).all()
+    grad = torch.ops.srmsnorm._srms_norm_backward(input, input, torch.ones(1, dtype=DOUBLE, device=device))
+    error, size = np.abs(grad.cpu().numpy() - (x - x * mean)), x + x * mean
+    assert (error <= BACKWARD_ROUNDINGS * unit_roundoff(DOUBLE) * size).all()
 
 
 @pytest.mark.parametrize("kind", [Kind(HALF, HALF), Kind(BFLOAT, BFLOAT)], ids=str)

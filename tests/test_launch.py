@@ -252,6 +252,7 @@ def test_kernels_compile_for_other_architectures(architecture, tmp_path):
 
 
 RESIDENT = """
+#include <type_traits>
 #include "{csrc}/cuda/hints.h"
 using namespace srmsnorm;
 constexpr Gpu gpu{{0, 90, 132, 228 << 10}};
@@ -264,6 +265,8 @@ constexpr Chunks one = forward_chunks(2, 0), two = forward_chunks(2, 2), mixed =
 static_assert(resident_blocks(128, false, two, false) == 0 && resident_blocks(512, false, one, false) == 6);
 static_assert(resident_blocks(375, false, two, false) == 4 && resident_blocks(2048, false, two, false) == 1);
 static_assert(resident_blocks(375, false, mixed, true) == 3 && resident_blocks(2048, true, two, false) == 0);
+// A plan that knew the rows could change bits with them.
+static_assert(std::is_same_v<decltype(plan_launch), LaunchPlan(int64_t, int, Chunks, Alignment, const Gpu&)>);
 int main() {{}}
 """
 
