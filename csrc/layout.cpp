@@ -129,6 +129,7 @@ Operand written(Rows& rows, const Tensor& tensor) {
 }  // namespace
 
 void over_rows(const ForwardTensors& t, c10::function_ref<void(const ForwardArgs&)> launch) {
+  if (t.input.numel() == 0) return;
   ForwardArgs args;
   args.eps = t.eps;
   // What is written comes first: in place, a copy-on-write storage must be its own before its address is read.
@@ -138,6 +139,7 @@ void over_rows(const ForwardTensors& t, c10::function_ref<void(const ForwardArgs
 }
 
 void over_rows(const BackwardTensors& t, c10::function_ref<void(const BackwardArgs&)> launch) {
+  if (t.output.numel() == 0) return;
   BackwardArgs args;
   auto grad_output = read(args.grad_output, t.grad_output), output = read(args.output, t.output);
   auto rstd = read(args.rstd, t.rstd), grad_sum = read(args.grad_sum, t.grad_sum);

@@ -21,9 +21,8 @@ bool fits_beside(at::ScalarType dtype, at::ScalarType other) {
 }
 
 void check_same_shape(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
-  TORCH_CHECK(tensor.dim() == like.dim() && tensor.sym_sizes().equals(like.sym_sizes()), "srmsnorm: ", name,
-              " must have the shape of ", like_name, " (no broadcasting), got ", tensor.sym_sizes(), " beside ",
-              like.sym_sizes());
+  TORCH_CHECK(expect_same(tensor.sym_sizes(), like.sym_sizes()), "srmsnorm: ", name, " must have the shape of ",
+              like_name, " (no broadcasting), got ", tensor.sym_sizes(), " beside ", like.sym_sizes());
 }
 
 void check_same_device(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
@@ -34,8 +33,8 @@ void check_same_device(const Tensor& tensor, const char* name, const Tensor& lik
 void check_rows(const Tensor& tensor, const char* name) {
   TORCH_CHECK(tensor.dim() > 0, "srmsnorm: ", name, " must have at least one dimension, got a scalar tensor");
   accumulation_dtype(tensor.scalar_type());
-  TORCH_CHECK(tensor.sym_size(-1) > 0, "srmsnorm: the last dimension of ", name, " must not be empty, got shape ",
-              tensor.sym_sizes());
+  TORCH_SYM_CHECK(tensor.sym_size(-1).sym_gt(0), "srmsnorm: the last dimension of ", name, " must not be empty, got shape ",
+                  tensor.sym_sizes());
 }
 
 void check_beside(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
@@ -91,6 +90,13 @@ double check_forward(const Tensor& input, const MaybeTensor& residual, MaybeDoub
 
 }  // namespace
 
+bool expect_same(at::SymIntArrayRef sizes, at::SymIntArrayRef others) {
+  if (sizes.size() != others.size()) return false;
+  for (size_t i = 0; i < sizes.size(); i++)
+    if (!sizes[i].sym_eq(others[i]).expect_true(__FILE__, __LINE__)) return false;
+  return true;
+}
+
 at::ScalarType accumulation_dtype(at::ScalarType dtype) {
   if (dtype == at::kDouble) return at::kDouble;
   TORCH_CHECK(is_16_bit(dtype) || dtype == at::kFloat, "srmsnorm: expected float16, bfloat16, float32 or float64, got ",
@@ -128,7 +134,7 @@ BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output
   TORCH_CHECK(grad_output.scalar_type() == dtype, "srmsnorm: grad_output must have the dtype of output, got ",
               grad_output.scalar_type(), " beside ", dtype);
   auto sizes = output.sym_sizes();
-  TORCH_CHECK(rstd.sym_sizes().equals(sizes.slice(0, sizes.size() - 1)),
+  TORCH_CHECK(expect_same(rstd.sym_sizes(), sizes.slice(0, sizes.size() - 1)),
               "srmsnorm: rstd must have one element a row, got ", rstd.sym_sizes(), " beside an output of ", sizes);
   check_same_device(rstd, "rstd", output, "output");
   TORCH_CHECK(rstd.scalar_type() == accumulation_dtype(dtype), "srmsnorm: rstd must be ", accumulation_dtype(dtype),

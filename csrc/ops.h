@@ -58,6 +58,9 @@ struct Gradients {
 // float64 for float64, float32 for the other three; an error for any other dtype.
 at::ScalarType accumulation_dtype(at::ScalarType dtype);
 
+// Whether the sizes are equal. Those that only the data tells are taken to be, and asserted where the traced code runs.
+bool expect_same(at::SymIntArrayRef sizes, at::SymIntArrayRef others);
+
 // Each checks its arguments, then allocates what the call writes. A last dimension whose own stride is not 1 is copied
 // here, the only copy there is.
 ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
