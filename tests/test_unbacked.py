@@ -4,7 +4,6 @@ import pytest
 import samples
 import torch
 from samples import BFLOAT, FLOAT, Kind
-from tolerances import assert_compiled
 from torch._dynamo.decorators import mark_unbacked
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -51,7 +50,11 @@ def gradients(x, stream):
 
 
 def masked(function):
-    return lambda x, stream, count: function(x[torch.arange(ROWS) < count], stream[torch.arange(ROWS) < count])
+    def call(x, stream, count):
+        mask = torch.arange(ROWS) < count
+        return function(x[mask], stream[mask])
+
+    return call
 
 
 def sliced(function):
@@ -108,7 +111,8 @@ def test_inductor(requires_grad):
     function = masked(lambda x, stream: (*norms(x, stream), *(() if requires_grad else in_place(x, stream))))
     compiled = torch.compile(function, fullgraph=True)
     for count in (4, 0):
-        assert_compiled(*(results(f, tensors, requires_grad, count) for f in (compiled, function)))
+        got, want = (results(f, tensors, requires_grad, count) for f in (compiled, function))
+        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("dims", [(0,), (1,), (0, 1)], ids=str)
@@ -189,7 +193,7 @@ def test_export(strict):
 
     tensors = samples.forward(Kind(BFLOAT, FLOAT), (ROWS, 16))
     some = torch.arange(ROWS) < 2
-    program = torch.export.export(Routed(), (*tensors, some, some), strict=strict)
+    program = torch.export.export(Routed(), (*tensors, some, some.clone()), strict=strict)
     for exported in (program.module(), program.run_decompositions().module()):
         for mask in (some, ~some, some & False):
             assert_same(exported(*tensors, mask, mask), Routed()(*tensors, mask, mask))
