@@ -33,8 +33,8 @@ void check_same_device(const Tensor& tensor, const char* name, const Tensor& lik
 void check_rows(const Tensor& tensor, const char* name) {
   TORCH_CHECK(tensor.dim() > 0, "srmsnorm: ", name, " must have at least one dimension, got a scalar tensor");
   accumulation_dtype(tensor.scalar_type());
-  TORCH_SYM_CHECK(tensor.sym_size(-1).sym_gt(0), "srmsnorm: the last dimension of ", name, " must not be empty, got shape ",
-                  tensor.sym_sizes());
+  TORCH_SYM_CHECK(tensor.sym_size(-1).sym_gt(0), "srmsnorm: the last dimension of ", name,
+                  " must not be empty, got shape ", tensor.sym_sizes());
 }
 
 void check_beside(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {

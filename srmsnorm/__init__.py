@@ -1,6 +1,7 @@
 """SRMSNorm: root mean square normalization without a weight, as a C++/CUDA operator of PyTorch."""
 
-from . import functionalization, reference  # the former only registers
+from . import functionalization as functionalization  # only registers
+from . import reference
 from ._library import build_info, launch_plan
 from .functional import add_srms_norm, add_srms_norm_, srms_norm
 from .inlining import inline_under_compile

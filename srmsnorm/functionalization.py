@@ -42,8 +42,10 @@ def _can_be_in_place(input: Any, residual: Any) -> bool:
 
 def _is_plain(tensor: FunctionalTensor) -> bool:
     base = _base(tensor)
-    offsets = tensor.storage_offset(), base.storage_offset()
-    return base is tensor or (all(isinstance(offset, int) for offset in offsets) and offsets[1] == 0)
+    if base is tensor:
+        return True
+    begin = base.storage_offset()
+    return isinstance(tensor.storage_offset(), int) and isinstance(begin, int) and begin == 0
 
 
 def _base(tensor: FunctionalTensor) -> torch.Tensor:
@@ -66,6 +68,8 @@ def _expect_apart(input: FunctionalTensor, residual: FunctionalTensor) -> None:
     ends = [begin + size for begin, size in zip(begins, sizes, strict=True)]
     torch._check(
         sym_or(ends[0] <= begins[1], ends[1] <= begins[0]),
-        lambda: f"srmsnorm: add_srms_norm_ overwrites its operands, but they overlap in memory: bytes {begins[0]} to "
-        f"{ends[0]} and {begins[1]} to {ends[1]} of one buffer",
+        lambda: (
+            f"srmsnorm: add_srms_norm_ overwrites its operands, but they overlap in memory: bytes {begins[0]} to "
+            f"{ends[0]} and {begins[1]} to {ends[1]} of one buffer"
+        ),
     )
