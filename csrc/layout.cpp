@@ -125,6 +125,7 @@ void* address(const Tensor& tensor, Use use) {
 template <class Args, class Tensors>
 void over_operands(const Tensors& tensors, Args args, const Tensor& shape,
                    c10::function_ref<void(const Args&)> launch) {
+  if (shape.numel() == 0) return;
   // What is written comes first: in place, a copy-on-write storage must be its own before its address is read.
   for (bool written : {true, false})
     Tensors::zip(

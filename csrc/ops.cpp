@@ -27,9 +27,8 @@ void check_dense(const Tensor& tensor, const char* name) {
 }
 
 void check_same_shape(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
-  TORCH_CHECK(tensor.dim() == like.dim() && tensor.sym_sizes().equals(like.sym_sizes()), "srmsnorm: ", name,
-              " must have the shape of ", like_name, " (no broadcasting), got ", tensor.sym_sizes(), " beside ",
-              like.sym_sizes());
+  TORCH_CHECK(expect_same(tensor.sym_sizes(), like.sym_sizes()), "srmsnorm: ", name, " must have the shape of ",
+              like_name, " (no broadcasting), got ", tensor.sym_sizes(), " beside ", like.sym_sizes());
 }
 
 void check_same_device(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
@@ -41,8 +40,8 @@ void check_rows(const Tensor& tensor, const char* name) {
   check_dense(tensor, name);
   TORCH_CHECK(tensor.dim() > 0, "srmsnorm: ", name, " must have at least one dimension, got a scalar tensor");
   accumulation_dtype(tensor.scalar_type());
-  TORCH_CHECK(tensor.sym_size(-1) > 0, "srmsnorm: the last dimension of ", name, " must not be empty, got shape ",
-              tensor.sym_sizes());
+  TORCH_SYM_CHECK(tensor.sym_size(-1).sym_gt(0), "srmsnorm: the last dimension of ", name,
+                  " must not be empty, got shape ", tensor.sym_sizes());
 }
 
 void check_beside(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
@@ -99,6 +98,13 @@ Tensor resolve_negation(const Tensor& tensor) { return tensor.is_neg() ? tensor.
 
 }  // namespace
 
+bool expect_same(at::SymIntArrayRef sizes, at::SymIntArrayRef others) {
+  if (sizes.size() != others.size()) return false;
+  for (size_t i = 0; i < sizes.size(); i++)
+    if (!sizes[i].sym_eq(others[i]).expect_true(__FILE__, __LINE__)) return false;
+  return true;
+}
+
 at::ScalarType accumulation_dtype(at::ScalarType dtype) {
   if (dtype == at::kDouble) return at::kDouble;
   TORCH_CHECK(is_16_bit(dtype) || dtype == at::kFloat, "srmsnorm: expected float16, bfloat16, float32 or float64, got ",
@@ -140,7 +146,7 @@ void check_backward(const Tensor& grad_output, const Tensor& output, const Tenso
               grad_output.scalar_type(), " beside ", dtype);
   check_dense(rstd, "rstd");
   auto sizes = output.sym_sizes();
-  TORCH_CHECK(rstd.sym_sizes().equals(sizes.slice(0, sizes.size() - 1)),
+  TORCH_CHECK(expect_same(rstd.sym_sizes(), sizes.slice(0, sizes.size() - 1)),
               "srmsnorm: rstd must have one element a row, got ", rstd.sym_sizes(), " beside an output of ", sizes);
   check_same_device(rstd, "rstd", output, "output");
   TORCH_CHECK(rstd.scalar_type() == accumulation_dtype(dtype), "srmsnorm: rstd must be ", accumulation_dtype(dtype),

@@ -62,6 +62,9 @@ struct Gradients {
 // float64 for float64, float32 for the other three; an error for any other dtype.
 at::ScalarType accumulation_dtype(at::ScalarType dtype);
 
+// Whether the sizes are equal. Those that only the data tells are taken to be, and asserted where the traced code runs.
+bool expect_same(at::SymIntArrayRef sizes, at::SymIntArrayRef others);
+
 // An error for arguments that the operator does not take; eps as it is used. For shapes as the user sees them, where
 // the tensors that are computed with have others.
 double check_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps);

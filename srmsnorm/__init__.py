@@ -1,6 +1,7 @@
 """SRMSNorm: root mean square normalization without a weight, as a C++/CUDA operator of PyTorch."""
 
 from . import _dead_gradients as _dead_gradients  # registers what it has
+from . import functionalization as functionalization  # only registers
 from . import reference
 from ._library import build_info, launch_plan
 from .functional import add_srms_norm, add_srms_norm_, srms_norm

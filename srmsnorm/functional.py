@@ -1,6 +1,6 @@
 """The public functions. Eager calls take the pybind11 function, the shortest way down; anything that traces or
-overrides torch functions sees the operator of the same name, or, where the user wants it inlined, the formula behind a
-call of the operator that checks the arguments and whose result nobody uses: the compiler drops it."""
+overrides torch functions sees the operator of the same name, or, where the user or ONNX wants it inlined, the formula
+behind a call of the operator that checks the arguments and whose result nobody uses: the compiler drops it."""
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ def srms_norm(input: Tensor, residual: Tensor | None = None, *, eps: float | Non
         has_torch_function_unary(input) if residual is None else has_torch_function((input, residual))
     ):
         y = _srms_norm(input, residual, eps=eps)
-        return reference.srms_norm(input, residual, eps=eps) if inlining.enabled and _is_compiling() else y
+        return reference.srms_norm(input, residual, eps=eps) if _is_compiling() and inlining.wanted() else y
     return _C.srms_norm(input, residual, eps)
 
 
@@ -69,7 +69,7 @@ def add_srms_norm(input: Tensor, residual: Tensor, *, eps: float | None = None) 
     """
     if _is_compiling() or has_torch_function((input, residual)):
         both = _add_srms_norm(input, residual, eps=eps)
-        return reference.add_srms_norm(input, residual, eps=eps) if inlining.enabled and _is_compiling() else both
+        return reference.add_srms_norm(input, residual, eps=eps) if _is_compiling() and inlining.wanted() else both
     return _C.add_srms_norm(input, residual, eps)
 
 
@@ -86,5 +86,10 @@ def add_srms_norm_(input: Tensor, residual: Tensor, *, eps: float | None = None)
             forward gradient, where an operand is expanded, or where the two overlap.
     """
     if _is_compiling() or has_torch_function((input, residual)):
-        return _add_srms_norm_(input, residual, eps=eps)
+        if not (_is_compiling() and torch.onnx.is_in_onnx_export()):
+            return _add_srms_norm_(input, residual, eps=eps)
+        y, sum = add_srms_norm(input, residual, eps=eps)
+        input.copy_(y)
+        residual.copy_(sum)
+        return None
     return _C.add_srms_norm_(input, residual, eps)

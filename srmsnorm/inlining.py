@@ -2,9 +2,16 @@
 
 from types import TracebackType
 
+import torch
+
 __all__ = ["inline_under_compile"]
 
 enabled = False  # read while tracing, and guarded: code compiled under the other choice is not reused
+
+
+def wanted() -> bool:
+    """Of what is traced: on request, and for ONNX, which knows no operators of ours."""
+    return enabled or torch.onnx.is_in_onnx_export()
 
 
 class inline_under_compile:

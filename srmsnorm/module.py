@@ -13,10 +13,19 @@ from .functional import add_srms_norm, srms_norm
 __all__ = ["SRMSNorm"]
 
 
+def _wrong(input: Tensor, dim: int) -> str:
+    return f"SRMSNorm({dim}): the last dimension must be {dim}, got {list(input.shape)}"
+
+
 @torch.fx.wrap  # one call in a symbolic trace, which cannot follow the condition
 def _with_last_dim(input: Tensor, dim: int) -> Tensor:
-    if input.ndim == 0 or input.shape[-1] != dim:
-        raise RuntimeError(f"SRMSNorm({dim}): the last dimension must be {dim}, got {list(input.shape)}")
+    fits = input.ndim > 0 and input.shape[-1] == dim
+    if fits is True:
+        return input
+    if fits is not False and torch.compiler.is_compiling():  # a symbol: asserted where only the data tells it
+        torch._check(fits, lambda: "SRMSNorm: the last dimension must be the module's dim")
+    elif not fits:
+        raise RuntimeError(_wrong(input, dim))
     return input
 
 
@@ -111,5 +120,6 @@ class _Scriptable(nn.Module):
         self.eps = eps
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        input = _with_last_dim(input, self.dim)
+        if input.ndim == 0 or input.shape[-1] != self.dim:
+            raise RuntimeError(_wrong(input, self.dim))
         return torch.ops.srmsnorm.srms_norm(input, residual, eps=self.eps)

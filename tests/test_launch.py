@@ -80,7 +80,8 @@ def test_every_dim_is_covered(kind, options):
 
 def test_keys_and_arguments():
     assert set(srmsnorm.launch_plan(64, FLOAT)) == KEYS
-    assert srmsnorm.launch_plan(64, BFLOAT, FLOAT, backward=True, grad_sum=True, aligned=False, max_cluster=1)
+    options = {"backward": True, "grad_sum": True, "aligned": False, "max_cluster": 1}
+    assert set(srmsnorm.launch_plan(64, BFLOAT, FLOAT, **options)) == KEYS
     assert srmsnorm.launch_plan(64, FLOAT) == srmsnorm.launch_plan(
         dim=64,
         dtype=FLOAT,

@@ -76,30 +76,53 @@ def test_backward(device, kind, layout, shape):
     assert_same([backward(g, strided_output, strided_rstd)], [backward(*plain[:3])])
 
 
-def dense_strides(tensor):
-    """Of a result: rows of neighbours without gaps, leading dimensions in the operand's order in memory, or in their
-    own where it has none or was copied. Of dimensions of more than one."""
-    dims = [dim for dim in range(tensor.ndim) if tensor.shape[dim] > 1]
-    if tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
-        dims.sort(key=lambda dim: -tensor.stride(dim) if dim < tensor.ndim - 1 else 1)
-    strides, step = {}, 1
-    for dim in reversed(dims):
-        strides[dim] = step
-        step *= tensor.shape[dim]
-    return [strides[dim] for dim in sorted(dims)]
+def strides(tensor):
+    """None for a dimension of size 1, where no stride matters."""
+    return [stride if size > 1 else None for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
+def dense(shape, order):
+    """The strides of a tensor without gaps whose dimensions are in this order in memory, outermost first."""
+    found, step = [None] * len(shape), 1
+    for dim in reversed(order):
+        found[dim] = step if shape[dim] > 1 else None
+        step *= shape[dim]
+    return found
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=name)
-def test_outputs_follow_the_order_of_dimensions(device, layout, shape):
+def test_strides_of_outputs(device, layout, shape):
+    """Without gaps, the leading dimensions in the order that they have in the operand, the last one innermost."""
     input = samples.tensor(shape, BFLOAT, device, layout=layout)
     residual = samples.tensor(shape, FLOAT, device, layout=layout, name="residual")
+    leading = list(range(len(shape) - 1))
+    want = dense(shape, [*(leading[::-1] if layout is samples.transposed else leading), len(shape) - 1])
     y, sum = srmsnorm.add_srms_norm(input, residual)
-    strides = dense_strides(input)
-    meta = srmsnorm.srms_norm(torch.empty_strided(shape, input.stride(), dtype=BFLOAT, device="meta"))
-    for result, operand in ((y, input), (sum, residual), (srmsnorm.srms_norm(input), input), (meta, input)):
-        assert result.dtype == operand.dtype
-        assert [s for s, size in zip(result.stride(), shape, strict=True) if size > 1] == strides
+    assert strides(y) == strides(sum) == strides(srmsnorm.srms_norm(input)) == want
+    meta = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in (input, residual)]
+    assert [strides(t) for t in srmsnorm.add_srms_norm(*meta)] == [want, want]
+
+
+@pytest.mark.parametrize(
+    "format,shape", [(torch.channels_last, (2, 5, 3, 4)), (torch.channels_last_3d, (2, 5, 3, 2, 4))], ids=str
+)
+def test_channels_last(device, format, shape):
+    """The last dimension's stride is the number of channels: copied once, forward and backward, compiled or not."""
+    x = samples.values(shape, FLOAT, device).to(memory_format=format)
+    g = samples.values(shape, FLOAT, device, name="g").to(memory_format=format)
+    plain = [t.contiguous() for t in (x, g)]
+    y, sum, rstd = torch.ops.srmsnorm._add_srms_norm(x, x, None)
+    want = torch.ops.srmsnorm._add_srms_norm(plain[0], plain[0], None)
+    assert all(torch.equal(a, b) for a, b in zip((y, sum, rstd), want, strict=True))
+    dx = torch.ops.srmsnorm._srms_norm_backward(g, y, rstd)
+    assert torch.equal(dx, torch.ops.srmsnorm._srms_norm_backward(plain[1], *want[::2]))
+    for result in (y, sum, dx):
+        assert strides(result) == dense(shape, range(len(shape)))
+    meta = torch.ops.srmsnorm._add_srms_norm(*[torch.empty(shape, device="meta", memory_format=format)] * 2, None)
+    assert [t.stride() for t in meta] == [t.stride() for t in (y, sum, rstd)]
+    with pytest.raises(RuntimeError, match="last dimension of stride 1"):
+        srmsnorm.add_srms_norm_(x, x.clone())
 
 
 @pytest.mark.parametrize("layout", samples.UNIT_STRIDE, ids=name)

@@ -5,8 +5,10 @@ import pytest
 import samples
 import torch
 import truth
-from samples import FLOAT, Kind
+from modes import DispatchLog
+from samples import BFLOAT, FLOAT, Kind
 from tolerances import assert_backward, assert_output, assert_rstd
+from torch._subclasses import CrossRefFakeMode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -94,6 +96,21 @@ def test_fake_and_meta_tensors(device, kind):
             assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
 
 
+def test_cross_reference(device):
+    """Every operator that runs, forward and backward, gives what fake tensors say, strides and aliasing included."""
+    for kind in (Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT)):
+        for layout in (samples.contiguous, samples.transposed, samples.padded, samples.every_other):
+            leaves = [t.requires_grad_() for t in samples.forward(kind, (3, 4, 16), device, layout=layout)]
+            with CrossRefFakeMode(check_strides=True), DispatchLog() as log:
+                y, sum = srmsnorm.add_srms_norm(*leaves)
+                loss = y.float().pow(3).sum() + sum.pow(2).sum()
+                first = torch.autograd.grad(loss, leaves, create_graph=True)
+                torch.autograd.grad(first[0].float().pow(2).sum(), leaves)
+                with torch.no_grad():
+                    srmsnorm.add_srms_norm_(*(t.detach().contiguous() for t in leaves))
+            assert {ops._add_srms_norm.default, ops.add_srms_norm_.default} <= set(log.calls)
+
+
 # ---- jagged nested tensors
 
 
@@ -135,6 +152,24 @@ def test_nested_with_gaps(device):
     nested = torch.nested.narrow(padded, 1, start, length, layout=torch.jagged)
     for got, part in zip(srmsnorm.srms_norm(nested).unbind(), nested.unbind(), strict=True):
         assert torch.equal(got, srmsnorm.srms_norm(part))
+
+
+def test_nested_with_holes(device):
+    """Offsets and lengths: the rows in use get values and gradients, the shape stays, the holes' gradient is zero."""
+    rows = samples.values((9, 16), FLOAT, device)
+    offsets, lengths = (torch.tensor(t, device=device) for t in ((0, 4, 6, 9), (2, 0, 3)))
+    used = torch.tensor([0, 1, 6, 7, 8], device=device)
+
+    leaf, plain = rows.clone().requires_grad_(), rows[used].requires_grad_()
+    nested = torch.nested.nested_tensor_from_jagged(leaf, offsets, lengths)
+    y, want = nested_add(nested, nested * 2)[0], nested_add(plain, plain * 2)[0]
+    assert y.lengths().tolist() == [2, 0, 3]
+    assert torch.equal(torch.cat(list(y.unbind())), want)
+    y.values()[used].pow(3).sum().backward()
+    want.pow(3).sum().backward()
+    assert torch.equal(leaf.grad[used], plain.grad)
+    leaf.grad[used] = 0
+    assert not leaf.grad.any()
 
 
 def test_nested_without_gradients(device):

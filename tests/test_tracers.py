@@ -6,7 +6,7 @@ import pytest
 import samples
 import torch
 from modes import DispatchLog, FunctionLog
-from samples import FLOAT, Kind
+from samples import FLOAT, HALF, Kind
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -84,6 +84,27 @@ def test_make_fx(operands):
     assert_equal(traced(*operands), function(*operands))
     targets = [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
     assert sum("srmsnorm" in target for target in targets) == 6
+
+
+def test_symbolic_make_fx(device):
+    """One graph of forward and backward for every shape, made from one of them."""
+
+    def function(x, stream):
+        leaves = [t.detach().requires_grad_() for t in (x, stream)]
+        return torch.autograd.grad(sum(t.pow(3).sum() for t in norms(*leaves)), leaves)
+
+    def norms(x, stream):
+        y, stream = srmsnorm.add_srms_norm(x, stream, eps=EPS)
+        return srmsnorm.srms_norm(y * 2, stream), stream
+
+    for kind in (Kind(FLOAT, FLOAT), Kind(HALF, FLOAT)):
+        traced = make_fx(function, tracing_mode="symbolic")(*samples.forward(kind, (4, 16), device))
+        assert sum("srmsnorm" in str(node.target) for node in traced.graph.nodes) == 4
+        for shape in ((4, 16), (7, 33), (2, 5)):
+            operands = samples.forward(kind, shape, device)
+            got, want = traced(*operands), function(*operands)
+            assert_equal(got, want)
+            assert [t.stride() for t in got] == [t.stride() for t in want]
 
 
 def test_flop_counter(operands):

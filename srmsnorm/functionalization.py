@@ -1,0 +1,75 @@
+"""How a compiler makes ``add_srms_norm_`` functional.
+
+PyTorch's own rule keeps the call, and Inductor runs it in place again without a copy. Inductor is right where each
+operand is a tensor of its own or a part, not lazily negated, at a plain offset, of one that begins where its storage does, and where two
+tensors have two storages. Elsewhere the call becomes ``add_srms_norm`` and two copies: Inductor counts offsets from a
+graph input's first element and not its storage's, takes one that is no plain number for 0, and of two graph inputs that
+share a storage copies the second from the storage's first byte (the first and the last in torch 2.11), in code that the
+cache on disk then hands to other tensors.
+"""
+
+from typing import Any
+
+import torch
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+
+from . import _library  # noqa: F401  (loads the operators)
+
+__all__: list[str] = []
+
+_add_srms_norm_ = torch.ops.srmsnorm.add_srms_norm_.default
+
+
+@_add_srms_norm_.py_impl(FunctionalTensorMode)
+def _functionalize(mode: FunctionalTensorMode, input: Any, residual: Any, *, eps: float | None = None) -> None:
+    if _can_be_in_place(input, residual):
+        return mode.__torch_dispatch__(_add_srms_norm_, (), (input, residual), {"eps": eps})
+    with mode:
+        if _base(input) is _base(residual):
+            _expect_apart(input, residual)
+        y, sum = torch.ops.srmsnorm.add_srms_norm(input, residual, eps=eps)
+        input.copy_(y)
+        residual.copy_(sum)
+
+
+def _can_be_in_place(input: Any, residual: Any) -> bool:
+    if not all(isinstance(tensor, FunctionalTensor) for tensor in (input, residual)):
+        return True  # whatever PyTorch makes of them
+    if input.is_neg() or residual.is_neg() or not (_is_plain(input) and _is_plain(residual)):
+        return False
+    return _base(input) is _base(residual) or _storage(input) != _storage(residual)
+
+
+def _is_plain(tensor: FunctionalTensor) -> bool:
+    base = _base(tensor)
+    if base is tensor:
+        return True
+    begin = base.storage_offset()
+    return isinstance(tensor.storage_offset(), int) and isinstance(begin, int) and begin == 0
+
+
+def _base(tensor: FunctionalTensor) -> torch.Tensor:
+    base = tensor._inference_mode_base if torch.is_inference_mode_enabled() else tensor._base
+    return tensor if base is None else base
+
+
+def _storage(tensor: FunctionalTensor) -> int:
+    return tensor.from_functional().untyped_storage()._cdata
+
+
+def _expect_apart(input: FunctionalTensor, residual: FunctionalTensor) -> None:
+    """The operator's own check, which sees copies then, as far as offsets and sizes tell: of contiguous operands."""
+    from torch.fx.experimental.symbolic_shapes import sym_or
+
+    if not (input.is_contiguous() and residual.is_contiguous()):
+        return
+    begins = [tensor.storage_offset() * tensor.element_size() for tensor in (input, residual)]
+    sizes = [tensor.numel() * tensor.element_size() for tensor in (input, residual)]
+    ends = [begin + size for begin, size in zip(begins, sizes, strict=True)]
+    torch._check(
+        sym_or(ends[0] <= begins[1], ends[1] <= begins[0]),
+        lambda: (
+            f"srmsnorm: add_srms_norm_ overwrites its operands, but they overlap in memory: bytes {begins[0]} to "
+            f"{ends[0]} and {begins[1]} to {ends[1]} of one buffer"
+        ),
+    )
