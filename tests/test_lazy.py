@@ -99,11 +99,6 @@ def test_negated_in_place_compiled(device, chosen, plain_memory):
 
 
 @pytest.mark.parametrize("chosen", [(0,), (1,)], ids=str)  # both: the norm is odd, and nothing would be noticed
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="PyTorch's rule for operators in place takes the negated view for its base",
-)
 def test_negated_in_place_within_a_graph(device, chosen, plain_memory):
     def inside(*tensors):
         tensors = [torch._neg_view(t) if i in chosen else t for i, t in enumerate(tensors)]

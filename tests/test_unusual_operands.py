@@ -19,6 +19,8 @@ OPERANDS = {
     "_srms_norm": ["input", "residual"],
     "_add_srms_norm": ["input", "residual"],
     "_srms_norm_backward": ["grad_output", "output", "rstd", "grad_sum"],
+    "_srms_norm_backward_input": ["grad_output", "output", "rstd", "grad_sum"],
+    "_srms_norm_backward_residual": ["grad_output", "output", "rstd", "grad_sum"],
     "_srms_norm_backward_pair": ["grad_output", "output", "rstd", "grad_sum"],
 }
 NOT_DENSE = {
