@@ -109,7 +109,7 @@ float time_of(const Call& call, Candidate& c) {
   int shared = c.resident > 0
                    ? shared_bytes_for(c.resident, this_gpu())
                    : shared_bytes<Op>(plan, call.space.dim, gains && hints.apart && c.resident, this_gpu()).of_call;
-  auto args = Op::template args<flat>(call, hints.ahead);
+  auto args = kernel_args<typename Op::Operands, typename Op::template Args<flat>>(call, hints.ahead);
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
   if (c.threads * c.rows > attributes.maxThreadsPerBlock) return -1;
@@ -157,13 +157,21 @@ float time_of(const std::string& op, const RowSpace& space, const Buffers& b, Ca
   bool flat = space.dim % (16 / sizeof(T)) == 0;
   int64_t dim = space.dim;
   if (op[0] == 'f') {
-    ForwardArgs args{space, 1e-6, rows_of<T>(b.read[0], dim), {}, rows_of<T>(b.written[0], dim)};
+    ForwardArgs args;
+    args.space = space;
+    args.eps = 1e-6;
+    args.input = rows_of<T>(b.read[0], dim);
+    args.output = rows_of<T>(b.written[0], dim);
     if (op == "forward") return time_of<Forward<T, void>>(args, c, flat);
     args.residual = rows_of<S>(b.read[1], dim);
     if (op == "forward,sum") args.sum = rows_of<S>(b.written[1], dim);
     return time_of<Forward<T, S>>(args, c, flat);
   }
-  BackwardArgs args{space, rows_of<T>(b.read[0], dim), rows_of<T>(b.read[1], dim), {b.rstd, DType::Float, {1}}};
+  BackwardArgs args;
+  args.space = space;
+  args.grad_output = rows_of<T>(b.read[0], dim);
+  args.output = rows_of<T>(b.read[1], dim);
+  args.rstd = {b.rstd, DType::Float, {1}};
   args.grad_input = rows_of<T>(b.written[0], dim);
   if (sizeof(S) != sizeof(T)) args.grad_residual = rows_of<S>(b.written[1], dim);
   if (op == "backward") return time_of<Backward<T, S, false>>(args, c, flat);

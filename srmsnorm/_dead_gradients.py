@@ -6,6 +6,7 @@ knows, so this is a pass of Inductor's. It is registered when the first pair is 
 names have moved, the pair stays.
 """
 
+import contextlib
 import functools
 import sys
 from typing import Any
@@ -61,4 +62,5 @@ def _keep_one(match: Any, *args: Any, **kwargs: Any) -> None:
         match.graph.erase_node(node)
 
 
-torch.library.register_torch_dispatch(_pair, ProxyTorchDispatchMode, _trace)
+with contextlib.suppress(RuntimeError):  # registered already, where the package is imported a second time
+    torch.library.register_torch_dispatch(_pair, ProxyTorchDispatchMode, _trace)

@@ -20,7 +20,6 @@ __all__: list[str] = []
 _add_srms_norm_ = torch.ops.srmsnorm.add_srms_norm_.default
 
 
-@_add_srms_norm_.py_impl(FunctionalTensorMode)
 def _functionalize(mode: FunctionalTensorMode, input: Any, residual: Any, *, eps: float | None = None) -> None:
     if _can_be_in_place(input, residual):
         return mode.__torch_dispatch__(_add_srms_norm_, (), (input, residual), {"eps": eps})
@@ -73,3 +72,7 @@ def _expect_apart(input: FunctionalTensor, residual: FunctionalTensor) -> None:
             f"{ends[0]} and {begins[1]} to {ends[1]} of one buffer"
         ),
     )
+
+
+if FunctionalTensorMode not in _add_srms_norm_.python_key_table:  # else the package is imported a second time
+    _add_srms_norm_.py_impl(FunctionalTensorMode)(_functionalize)

@@ -214,10 +214,13 @@ def check_row_alone(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) ->
 
 
 def copy_lying_alike(tensor: Tensor) -> Tensor:
-    """As many bytes past 16 as the tensor: on a GPU bits depend on that."""
+    """With the same strides, and as many bytes past 16: on a GPU bits depend on that."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     past = tensor.data_ptr() % 16 // tensor.itemsize
-    buffer = torch.empty(tensor.numel() + past, dtype=tensor.dtype, device=tensor.device)
-    return buffer[past:].view(tensor.shape).copy_(tensor)
+    buffer = torch.empty(past + span, dtype=tensor.dtype, device=tensor.device)
+    if tensor.numel():
+        buffer[past:].copy_(tensor.as_strided((span,), (1,)))
+    return buffer.as_strided(tensor.shape, tensor.stride(), past)
 
 
 # ---- in place
@@ -328,16 +331,24 @@ def check_gradients(call: Call, memory: Memory) -> dict[str, float]:
         g_or_zero = torch.zeros_like(y) if g is None else g
         want = truth.backward(g_or_zero, y, rstd, gh)
         bound = gradient_bound(want, grad.dtype, g_or_zero, call.dtype, y, rstd, gh)
+        if gr is not None and squares_overflow(call, rstd):
+            continue
         if gr is not None:
             want, bound = _with_gradient_of_rstd(call, grad.dtype, gr, want, bound, y, rstd)
         worst[name] = within(f"gradient of {name}", grad, want, bound)
     return worst
 
 
+def squares_overflow(call: Call, rstd: Tensor) -> bool:
+    """rstd^2, which derivatives of rstd take, alone: at rows of zeros beside a tiny eps."""
+    return bool((rstd.square() > torch.finfo(accumulation_dtype(call.dtype)).max / 1e3).any())
+
+
 def _with_gradient_of_rstd(call, dtype, gr, want, bound, y, rstd):
     """-v r^2 y / dim more: y is kept rounded, and the two parts are added where each has been rounded."""
     more = -(gr.double() * rstd * rstd).unsqueeze(-1) * y / call.shape[-1]
     u = torch.finfo(call.dtype).eps + 4 * torch.finfo(accumulation_dtype(call.dtype)).eps + torch.finfo(dtype).eps / 2
+    u *= 2 if call.dtype == torch.float64 else 1  # whose truth is no wider
     size = torch.linalg.vector_norm(more, dim=-1)
     rounded = torch.finfo(dtype).eps / 2 * torch.linalg.vector_norm(want, dim=-1)
     lost = torch.finfo(call.dtype).smallest_normal * torch.finfo(call.dtype).eps / 2  # at most, of a subnormal y
@@ -408,8 +419,8 @@ def check_second(call: Call, memory: Memory) -> dict[str, float]:
         elif name == "grad output":
             want = of_g
             bound = output_tangent_bound(want, v, call.dtype, y, rstd, added=call.dtype)
-        elif float(rstd.square().amax()) > torch.finfo(accumulation_dtype(call.dtype)).max / 1e3:
-            continue  # r^2 alone overflows, as at rows of zeros beside a tiny eps
+        elif squares_overflow(call, rstd):
+            continue
         else:
             want, bound = of_h, second_bound(of_h, grad.dtype, call.dtype, g, v, rstd)
         require(grad.shape == call.shape, name, "has a second gradient of shape", tuple(grad.shape))
@@ -434,8 +445,11 @@ def check_compiled(call: Call, memory: Memory) -> dict[str, float]:
         return {}
     eager = invoke(call, {name: copy_lying_alike(tensor) for name, tensor in memory.before.items()})
     got = compiled(*memory.operands.values())
+    # In place, a compiler computes with copies, which lie as they like.
+    past_16 = any(tensor.is_cuda and tensor.data_ptr() % 16 for tensor in memory.before.values())
     for name, a, b in zip(call.results, got, eager, strict=True):
-        check_equal(name, a, b)
+        if not (past_16 and call.operator == IN_PLACE):
+            check_equal(name, a, b)
     if call.operator != IN_PLACE:
         require(memory.untouched(), "an operand is written")
     return {}
