@@ -71,8 +71,8 @@ def assert_output(output: Tensor, truth: Tensor) -> None:
 
 
 def rstd_bound(truth: Tensor, dtype, summed: int = 0) -> Tensor:
-    """summed: terms of a mean that is summed in the accumulation type itself, as on a GPU; of the levels of that sum
-    RSTD_ULP has one, each other one takes half an ulp."""
+    """summed: terms of the mean. Of random ones, errors of the sum's levels cancel, and RSTD_ULP has one of them; of
+    equal ones, or one that outweighs the others, each level of a sum by halves takes half an ulp."""
     ulps = RSTD_ULP + (math.log2(summed) / 2 - 0.5 if summed > 2 else 0)
     return ulps * _truth_error(dtype) * ulp(truth, dtype)
 
