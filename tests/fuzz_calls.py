@@ -410,7 +410,9 @@ def program(call: Call) -> str:
     lines = ["import torch, srmsnorm", f"# {call.mode} of {call.operator}, shape {call.shape}"]
     for name, o in {**call.operands, **call.cotangents}.items():
         view = f"{o.sizes}, {o.strides}, {o.offset})"
-        lines.append(f"{name.replace(' ', '_')} = torch.randn({o.length + o.margin}, dtype={o.dtype}).as_strided({view}")
+        lines.append(
+            f"{name.replace(' ', '_')} = torch.randn({o.length + o.margin}, dtype={o.dtype}).as_strided({view}"
+        )
         notes = {key: value for key, value in vars(o).items() if key in ("content", "spread", "scale") and value}
         flags = [key for key in ("negated", "lazy") if getattr(o, key)] + ([] if o.batched else ["not batched"])
         lines[-1] += f"  # {notes} {' '.join(flags)}"
