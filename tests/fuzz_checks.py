@@ -25,7 +25,6 @@ from torch import Tensor
 import srmsnorm
 from srmsnorm.reference import accumulation_dtype, default_eps
 
-
 ONE_DUAL_LEVEL = threading.Lock()  # a process has no more
 
 

@@ -1,7 +1,7 @@
 """Fuzzes the CPU part as a sanitizer sees it: `make sanitize`, or `make sanitize ARGS="address --n 300"`.
 
-address is AddressSanitizer with UndefinedBehaviorSanitizer, thread is ThreadSanitizer; each has a build of its own under
-build/, beside which the libraries in srmsnorm/ stay as they are. First, calls that are wrong on purpose must be reported
+address is AddressSanitizer with UndefinedBehaviorSanitizer, thread is ThreadSanitizer. Each has a build of its own under
+build/; the libraries in srmsnorm/ stay as they are. First, calls that are wrong on purpose must be reported
 (planted_faults.cpp); then the fuzzer runs on each instruction set.
 
 What is seen: all of csrc that is built for the CPU. PyTorch and Python are not instrumented. GCC's OpenMP runtime does
