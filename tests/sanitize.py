@@ -1,6 +1,6 @@
 """Fuzzes the CPU part as a sanitizer sees it: `make sanitize`, or `make sanitize ARGS="address --n 300"`.
 
-address is AddressSanitizer with UndefinedBehaviorSanitizer, thread is ThreadSanitizer. Each has a build of its own under
+address is AddressSanitizer with UndefinedBehaviorSanitizer, thread is ThreadSanitizer. Each has a build of its own in
 build/; the libraries in srmsnorm/ stay as they are. First, calls that are wrong on purpose must be reported
 (planted_faults.cpp); then the fuzzer runs on each instruction set.
 
