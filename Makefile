@@ -8,18 +8,19 @@ ARGS ?=#             passed on by test and bench
 # VENV= (empty) uses PYTHON's own environment as it is and installs nothing.
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
-CPP = $(wildcard benchmarks/*.cu examples/cpp/*.h examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CPP = $(wildcard benchmarks/*.cu tests/*.cpp examples/cpp/*.h examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 clang_format = PATH="$$(dirname "$$(command -v $(PY))"):$$PATH" clang-format
 with = $(if $(VENV),$(1:%=$(VENV)/.%))
 upper = $(shell echo $(1) | tr a-z A-Z)
 option = $(if $($(upper)),--$(1) $($(upper)))
 
-.PHONY: help build test fuzz check bench lint format clean
+.PHONY: help build test fuzz sanitize check bench lint format clean
 
 help:
 	@echo 'make build    build srmsnorm in place'
 	@echo 'make test     build, then the tests (ARGS goes to pytest)'
 	@echo 'make fuzz     build, then calls drawn at random against float64 (N, SEED, INDEX, SECONDS, JOBS, ISA, DEVICE)'
+	@echo 'make sanitize the same under ASan + UBSan and under TSan, in builds of their own (ARGS goes to tests/sanitize.py)'
 	@echo 'make bench    build, check, then the benchmark tables (ARGS goes to benchmarks/run.py)'
 	@echo 'make lint     ruff, mypy, clang-format'
 	@echo 'make format   let ruff and clang-format write'
@@ -35,6 +36,9 @@ test: $(call with,test) build
 
 fuzz: $(call with,test) build
 	$(PY) tests/fuzz.py $(foreach name,n seed index seconds jobs isa device,$(call option,$(name)))
+
+sanitize: $(call with,test)
+	$(PY) tests/sanitize.py $(ARGS)
 
 check: $(call with,test) build
 	$(PY) -m pytest -x -q tests/test_forward.py tests/test_backward.py

@@ -1,7 +1,7 @@
 // Calls of the CPU kernels that are wrong in one way each: what a sanitizer must report, and a call that is right, of
 // which it must say nothing. tests/sanitize.py links it to the sanitized kernels.
-#include <c10/util/Exception.h>
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
 
 #include <cstdio>
 #include <memory>
@@ -32,7 +32,8 @@ int main(int, char** argv) {
   args.space.rows = args.space.sizes[0] = kRows, args.space.dim = kDim;
   args.input = rows(input.get(), DType::Float, kDim);
   args.output = rows(output.get(), DType::Float, fault == "race" ? 0 : kDim);
-  if (fault == "undefined") args.input.strides[0] = INT64_MAX / 8;
+  std::unique_ptr<char[]> rstd(new char[kRows * sizeof(float) + 1]);
+  if (fault == "undefined") args.rstd = rows(rstd.get() + 1, DType::Float, 1);
   if (fault == "callers") {  // two threads of the caller's write one output
     std::thread other([args] { cpu::forward(args); });
     cpu::forward(args);
