@@ -18,6 +18,7 @@ from tolerances import (
     rstd_bound,
     rstd_tangent_bound,
     second_bound,
+    second_size,
     ulp,
 )
 from torch import Tensor
@@ -99,7 +100,7 @@ def within(name: str, got: Tensor, want: Tensor, bound: Tensor) -> float:
     else:
         wide = got.double()
         excused = (wide == want) | (wide.isnan() & want.isnan())
-        excused |= wide.isinf() & (want.abs() >= largest) & (wide.sign() == want.sign())
+        excused |= wide.isinf() & (want.abs() >= largest * 1e-3) & (wide.sign() == want.sign())  # terms are larger
     fraction = torch.where(excused, 0.0, error / bound)
     worst = float(fraction.amax())
     if not worst <= 1.0:
@@ -431,6 +432,9 @@ def check_second(call: Call, memory: Memory) -> dict[str, float]:
         else:
             want, bound = of_h, second_bound(of_h, grad.dtype, call.dtype, g, v, rstd)
         require(grad.shape == call.shape, name, "has a second gradient of shape", tuple(grad.shape))
+        if name in call.wanted:  # where terms overflow on the way, so may the result
+            rows = second_size(g, v, rstd) < torch.finfo(call.dtype).max / 16
+            grad, want, bound = grad[rows], want[rows], bound[rows]
         worst[name] = within(f"second, of {name}", grad, want, bound)
     return worst
 

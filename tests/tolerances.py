@@ -128,8 +128,8 @@ def output_tangent_bound(truth: Tensor, tangent: Tensor, dtype, y, rstd, *, adde
 
 def rstd_tangent_bound(tangent: Tensor, output_dtype, y, rstd, *, added) -> Tensor:
     """-r^2 mean(y t): y is kept rounded (of its subnormals half of the smallest is lost), t may have been; the
-    accumulation type's products and mean take a few u."""
-    u = unit_roundoff(output_dtype) + 8 * _truth_error(output_dtype) * unit_roundoff(accumulation_dtype(output_dtype))
+    accumulation type's products and mean take a few u, and r^2 twice what rstd may err."""
+    u = unit_roundoff(output_dtype) + 12 * _truth_error(output_dtype) * unit_roundoff(accumulation_dtype(output_dtype))
     if added is not None:
         u = u + unit_roundoff(added)
     lost = torch.finfo(output_dtype).tiny * unit_roundoff(output_dtype) * tangent.abs().mean(-1)
