@@ -240,15 +240,20 @@ def build_command(about: dict[str, str]) -> type:
             super().finalize_options()
             self.build_temp += f"-torch-{torch.__version__}"  # objects of two torch versions do not mix
 
+        def note(self) -> Path:
+            return Path(self.get_ext_fullpath("srmsnorm._ops")).parent / "built_for.json"
+
         def run(self) -> None:
             """Leaves beside the libraries what they were built for: a look that must come before loading them."""
             check_compiler()
-            note = Path(self.get_ext_fullpath("srmsnorm._ops")).parent / "built_for.json"
             build = {**about, "debug": debug(), "sources": sources()}
-            pythons = {PYTHON, *pythons_of(note, build)}
-            note.unlink(missing_ok=True)
+            pythons = {PYTHON, *pythons_of(self.note(), build)}
             super().run()
-            note.write_text(json.dumps({**build, "pythons": sorted(pythons)}) + "\n")
+            self.note().write_text(json.dumps({**build, "pythons": sorted(pythons)}) + "\n")
+
+        def copy_extensions_to_source(self) -> None:
+            self.note().unlink(missing_ok=True)  # not before: what is in place works until it is replaced
+            super().copy_extensions_to_source()
 
     return Build
 
