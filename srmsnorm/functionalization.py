@@ -1,11 +1,11 @@
 """How a compiler makes ``add_srms_norm_`` functional.
 
-PyTorch's own rule keeps the call, and Inductor runs it in place again without a copy. Inductor is right where no
-operand is lazily negated, each is a tensor of its own or a part, at a plain offset, of one that begins where its
-storage does, and two tensors have two storages. Elsewhere the call becomes ``add_srms_norm`` and two copies: PyTorch's
-rule takes a negated view for its base, and Inductor counts offsets from a graph input's first element and not its
-storage's, takes one that is no plain number for 0, and of two graph inputs that share a storage copies the second from
-the storage's first byte (the first and the last in torch 2.11), in code that the cache on disk then hands to others.
+PyTorch's own rule keeps the call, and Inductor runs it in place again without a copy. That is right on operands of two
+storages, and on parts of one tensor, where such a tensor begins where its storage does, offsets are plain numbers and
+nothing is lazily negated. Elsewhere the call becomes ``add_srms_norm`` and two copies, for PyTorch's rule takes a
+negated view for its base, and Inductor an offset that is a symbol for 0. In torch 2.11 it also counts offsets from a
+graph input's first element, not its storage's, and of two inputs that share a storage it copies the second from the
+storage's first byte, in code that the cache on disk then hands to other tensors.
 """
 
 from typing import Any

@@ -41,7 +41,7 @@ constexpr int kBlockVectors = 4 * kMostThreads;  // of a row that one block take
 constexpr int kTwiceVectors = 2;
 constexpr int64_t kWidest = 1 << 30;  // vectors of a row: wider ones have its plan
 
-// What a thread reads for one vector of a row: pieces of 16 bytes, and how many of them the sum does not need. Operands
+// What a thread reads for one vector of a row: chunks of 16 bytes, and how many of them the sum does not need. Operands
 // beside the input have as many elements as 16 bytes of the input's dtype; a size of 0 is an operand that there is not.
 // backward: wide rows take 8 vectors a thread, in clusters there is no instance for 4 (plan_in_block, plan_in_cluster).
 struct Chunks {
@@ -66,7 +66,7 @@ constexpr int power_of_two_from(int n) {
 }
 
 // Threads in a block. 512 leave 128 registers to each, of which operands may take 64; more of them leave no room. (The
-// additional pieces of shifted operands, up to 96, do fit; they are gone after the sum.)
+// additional chunks of shifted operands, up to 96, do fit; they are gone after the sum.)
 constexpr int max_threads(int chunks, int vectors, bool twice) {
   bool many = 4 * chunks * vectors > 64;
   return (vectors <= 3 && !twice) || many ? 256 : kMostThreads;
