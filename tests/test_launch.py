@@ -252,6 +252,17 @@ def test_kernels_compile_for_other_architectures(architecture, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def check_compiles(program, tmp_path):
+    """Its static_asserts hold."""
+    csrc = pathlib.Path(srmsnorm.__file__).parents[1] / "csrc"
+    if not csrc.exists() or shutil.which("c++") is None:
+        pytest.skip("needs a compiler and the source tree")
+    source = tmp_path / "program.cpp"
+    source.write_text(program.format(csrc=csrc))
+    done = subprocess.run(["c++", "-std=c++20", "-fsyntax-only", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 RESIDENT = """
 #include <type_traits>
 #include "{csrc}/cuda/hints.h"
@@ -274,13 +285,7 @@ int main() {{}}
 
 def test_so_many_blocks_stand_on_a_multiprocessor(tmp_path):
     """As many as the launch asks for, and not one more: shared memory that they do not use is what keeps them away."""
-    csrc = pathlib.Path(srmsnorm.__file__).parents[1] / "csrc"
-    if not csrc.exists() or shutil.which("c++") is None:
-        pytest.skip("needs a compiler and the source tree")
-    source = tmp_path / "resident.cpp"
-    source.write_text(RESIDENT.format(csrc=csrc))
-    done = subprocess.run(["c++", "-std=c++20", "-fsyntax-only", source], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    check_compiles(RESIDENT, tmp_path)
 
 
 LARGEST = """
@@ -313,13 +318,7 @@ int main() {{}}
 
 def test_the_largest_cluster(tmp_path):
     """What is decided from what a context has room for; the GPU is asked in test_part_of_a_gpu.py."""
-    csrc = pathlib.Path(srmsnorm.__file__).parents[1] / "csrc"
-    if not csrc.exists() or shutil.which("c++") is None:
-        pytest.skip("needs a compiler and the source tree")
-    source = tmp_path / "largest.cpp"
-    source.write_text(LARGEST.format(csrc=csrc))
-    done = subprocess.run(["c++", "-std=c++20", "-fsyntax-only", source], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    check_compiles(LARGEST, tmp_path)
 
 
 ASK = """
@@ -406,13 +405,7 @@ int main() {{}}
 
 def test_hints_of_a_gpu(tmp_path):
     """Measured cards have their row, by what a multiprocessor has to move; any other, one that costs nothing."""
-    csrc = pathlib.Path(srmsnorm.__file__).parents[1] / "csrc"
-    if not csrc.exists() or shutil.which("c++") is None:
-        pytest.skip("needs a compiler and the source tree")
-    source = tmp_path / "hints.cpp"
-    source.write_text(HINTS.format(csrc=csrc))
-    done = subprocess.run(["c++", "-std=c++20", "-fsyntax-only", source], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    check_compiles(HINTS, tmp_path)
 
 
 def test_the_tuner_compiles(tmp_path):
