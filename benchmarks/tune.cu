@@ -42,8 +42,15 @@ constexpr int kAsLaunched = -1;
 #define VECTORS 1, 2, 3, 4, 6, 8, 12, 16
 #endif
 
+template <class Op, Sharing sharing, bool flat, Reading reading, int... vectors>
+Kernel<Op, flat> kernel_with(int wanted) {
+  Kernel<Op, flat> found = nullptr;
+  ((vectors == wanted ? found = row_kernel<Op, vectors, sharing, flat, reading> : nullptr), ...);
+  return found;
+}
+
 template <class Op, bool flat, Reading reading, int... vectors>
-Kernel<Op, flat> instance_of(const Candidate& c, std::integer_sequence<int, vectors...>) {
+Kernel<Op, flat> candidate_of(const Candidate& c, std::integer_sequence<int, vectors...>) {
   switch (sharing_of(c.cluster, c.threads)) {
     case Sharing::Lanes:
       return kernel_with<Op, Sharing::Lanes, flat, reading, vectors...>(c.vectors);
@@ -58,10 +65,10 @@ Kernel<Op, flat> instance_of(const Candidate& c, std::integer_sequence<int, vect
 
 // Null where there is none: kept in the L2 are flat rows of one block, without operands that the sum does not need.
 template <class Op, bool flat>
-Kernel<Op, flat> instance_of(const Candidate& c) {
+Kernel<Op, flat> candidate_of(const Candidate& c) {
   std::integer_sequence<int, VECTORS> all;
-  if (!c.kept) return instance_of<Op, flat, Reading::Once>(c, all);
-  if constexpr (flat && Op::kChunks.late == 0) return instance_of<Op, flat, Reading::Kept>(c, all);
+  if (!c.kept) return candidate_of<Op, flat, Reading::Once>(c, all);
+  if constexpr (flat && Op::kChunks.late == 0) return candidate_of<Op, flat, Reading::Kept>(c, all);
   return nullptr;
 }
 
@@ -98,13 +105,13 @@ const Gpu& this_gpu() {
 // -1 where the launch is not possible.
 template <class Op, bool flat, class Call>
 float time_of(const Call& call, Candidate& c) {
-  auto kernel = instance_of<Op, flat>(c);
+  auto kernel = candidate_of<Op, flat>(c);
   if (!kernel) return -1;
-  // As launch() and kernel_in_registers() in launcher.cuh.
+  // As launch() in launcher.cuh.
   LaunchPlan plan{16 / sizeof(T), c.threads, c.rows, c.vectors, c.cluster, false, false, !flat};
   auto hints = launch_hints(this_gpu(), plan, traffic_of(call));
   constexpr bool gains = flat && Op::kChunks.late == 0;
-  bool kept = gains && hints.kept && c.cluster == 1 && (Op::kChunks.all > 1 || c.vectors == 2 || c.vectors == 4);
+  bool kept = gains && hints.kept && has_instance(plan, Reading::Kept, Op::kChunks);
   c.launched = c.resident == kAsLaunched && c.kept == kept;
   int shared = c.resident > 0
                    ? shared_bytes_for(c.resident, this_gpu())

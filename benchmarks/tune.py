@@ -1,6 +1,6 @@
 """`python benchmarks/tune.py`: the launches that the plan could choose, timed on this GPU, beside the one it chooses.
 
-For a maintainer with a new GPU: where "chosen / best" is above 1 by more than noise, csrc/cuda/launch.h has a threshold
+For a maintainer with a new GPU: where "chosen / best" is above 1 by more than noise, csrc/cuda/plan.h has a threshold
 or csrc/cuda/hints.h a row to look at. Compiles tune.cu with the nvcc that the build would take.
 """
 

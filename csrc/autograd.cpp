@@ -226,6 +226,9 @@ Tensor norm_backward(c10::DispatchKeySet keys, const Tensor& grad_output, const 
   return dh;
 }
 
+constexpr auto& _srms_norm_backward_input = norm_backward<op::_srms_norm_backward_input>;
+constexpr auto& _srms_norm_backward_residual = norm_backward<op::_srms_norm_backward_residual>;
+
 std::tuple<Tensor, Tensor> _srms_norm_backward_pair(c10::DispatchKeySet keys, const Tensor& grad_output,
                                                     const Tensor& output, const Tensor& rstd,
                                                     const MaybeTensor& grad_sum) {
@@ -263,17 +266,10 @@ void add_srms_norm_bump(c10::DispatchKeySet keys, const Tensor& input, const Ten
 
 }  // namespace
 
-SRMSNORM_KERNELS(Autograd, m) {
-  m.impl("srms_norm", &srms_norm);
-  m.impl("add_srms_norm", &add_srms_norm);
-  m.impl("add_srms_norm_", &add_srms_norm_);
-  m.impl("_srms_norm", &_srms_norm);
-  m.impl("_add_srms_norm", &_add_srms_norm);
-  m.impl("_srms_norm_backward_input", &norm_backward<op::_srms_norm_backward_input>);
-  m.impl("_srms_norm_backward_residual", &norm_backward<op::_srms_norm_backward_residual>);
-  m.impl("_srms_norm_backward_pair", &_srms_norm_backward_pair);
-}
+SRMSNORM_KERNELS(Autograd, m){SRMSNORM_EVERY_OPERATOR(SRMSNORM_BY_ITS_NAME)}
 
-SRMSNORM_KERNELS(ADInplaceOrView, m) { m.impl("add_srms_norm_", &add_srms_norm_bump); }
+SRMSNORM_KERNELS(ADInplaceOrView, m) {
+  m.impl("add_srms_norm_", &add_srms_norm_bump);
+}
 
 }  // namespace srmsnorm

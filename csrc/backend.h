@@ -59,16 +59,7 @@ struct Kernels {
     return {done.grad_input, done.grad_residual};
   }
 
-  static void add_to(torch::Library& m) {
-    m.impl("srms_norm", &srms_norm);
-    m.impl("add_srms_norm", &add_srms_norm);
-    m.impl("add_srms_norm_", &add_srms_norm_);
-    m.impl("_srms_norm", &_srms_norm);
-    m.impl("_add_srms_norm", &_add_srms_norm);
-    m.impl("_srms_norm_backward_input", &_srms_norm_backward_input);
-    m.impl("_srms_norm_backward_residual", &_srms_norm_backward_residual);
-    m.impl("_srms_norm_backward_pair", &_srms_norm_backward_pair);
-  }
+  static void add_to(torch::Library& m) { SRMSNORM_EVERY_OPERATOR(SRMSNORM_BY_ITS_NAME) }
 };
 
 }  // namespace srmsnorm

@@ -1,7 +1,7 @@
 // The pybind11 face: finds the operators through the dispatcher, holds no logic.
 #include <torch/csrc/utils/pybind.h>
 
-#include "cuda/launch.h"
+#include "cuda/plan.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -9,20 +9,16 @@ namespace py = pybind11;
 namespace srmsnorm {
 namespace {
 
-Tensor srms_norm(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
-  py::gil_scoped_release release;
-  return op::srms_norm().call(input, residual, eps);
-}
+template <auto op, class Signature>
+struct Face;
 
-std::tuple<Tensor, Tensor> add_srms_norm(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
-  py::gil_scoped_release release;
-  return op::add_srms_norm().call(input, residual, eps);
-}
-
-void add_srms_norm_(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
-  py::gil_scoped_release release;
-  op::add_srms_norm_().call(input, residual, eps);
-}
+template <auto op, class Result, class... Args>
+struct Face<op, Result(Args...)> {
+  static Result call(Args... args) {
+    py::gil_scoped_release release;
+    return op().call(args...);
+  }
+};
 
 py::dict build_info() {
   py::dict info;
@@ -54,8 +50,9 @@ py::dict launch_plan(int64_t dim, at::ScalarType dtype, std::optional<at::Scalar
   TORCH_CHECK(max_cluster >= 1 && max_cluster <= kMaxCluster, "srmsnorm: max_cluster must be from 1 to ", kMaxCluster,
               ", got ", max_cluster);
   int size = size_of(dtype), beside = size_of(residual_dtype.value_or(dtype));
-  auto chunks =
-      backward ? backward_chunks(size, grad_sum ? beside : 0) : forward_chunks(size, residual_dtype ? beside : 0);
+  ForwardOperands<int> forward_sizes{.input = size, .residual = residual_dtype ? beside : 0};
+  BackwardOperands<int> backward_sizes{.grad_output = size, .output = size, .grad_sum = grad_sum ? beside : 0};
+  auto chunks = backward ? chunks_of(backward_sizes) : chunks_of(forward_sizes);
   auto alignment = !in_phase ? Alignment::Any : aligned ? Alignment::Whole : Alignment::InPhase;
   Gpu gpu;
   gpu.largest_cluster = max_cluster;
@@ -77,9 +74,8 @@ py::dict launch_plan(int64_t dim, at::ScalarType dtype, std::optional<at::Scalar
 
 PYBIND11_MODULE(_C, m) {
   using namespace srmsnorm;
-  m.def("srms_norm", &srms_norm);
-  m.def("add_srms_norm", &add_srms_norm);
-  m.def("add_srms_norm_", &add_srms_norm_);
+#define SRMSNORM_FACE(name, ...) m.def(#name, &BySignature<op::name, Face>::call);
+  SRMSNORM_PUBLIC_OPERATORS(SRMSNORM_FACE)
   m.def("build_info", &build_info);
   m.def("_launch_plan", &launch_plan);
 }

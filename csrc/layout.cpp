@@ -123,9 +123,8 @@ void* address(const Tensor& tensor, Use use) {
 }
 
 template <class Args, class Tensors>
-void over_operands(const Tensors& tensors, Args args, const Tensor& shape,
-                   c10::function_ref<void(const Args&)> launch) {
-  if (shape.numel() == 0) return;
+void over_operands(const Tensors& tensors, Args args, c10::function_ref<void(const Args&)> launch) {
+  if (tensors.main().numel() == 0) return;
   // What is written comes first: in place, a copy-on-write storage must be its own before its address is read.
   for (bool written : {true, false})
     Tensors::zip(
@@ -136,7 +135,7 @@ void over_operands(const Tensors& tensors, Args args, const Tensor& shape,
   std::array<TensorRows, operand_count<Tensors>()> operands;
   auto next = operands.begin();
   Tensors::zip([&](Use, const Tensor& tensor, Rows& rows) { *next++ = {&rows, &tensor}; }, tensors, args);
-  for_each_block(args.space, operands, shape, [&] { launch(args); });
+  for_each_block(args.space, operands, tensors.main(), [&] { launch(args); });
 }
 
 }  // namespace
@@ -144,11 +143,11 @@ void over_operands(const Tensors& tensors, Args args, const Tensor& shape,
 void over_rows(const ForwardTensors& tensors, c10::function_ref<void(const ForwardArgs&)> launch) {
   ForwardArgs args;
   args.eps = tensors.eps;
-  over_operands(tensors, args, tensors.input, launch);
+  over_operands(tensors, args, launch);
 }
 
 void over_rows(const BackwardTensors& tensors, c10::function_ref<void(const BackwardArgs&)> launch) {
-  over_operands(tensors, BackwardArgs(), tensors.output, launch);
+  over_operands(tensors, BackwardArgs(), launch);
 }
 
 }  // namespace srmsnorm

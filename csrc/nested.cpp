@@ -16,24 +16,27 @@ namespace {
 
 MaybeTensor maybe(const Tensor& tensor) { return tensor.defined() ? MaybeTensor(tensor) : std::nullopt; }
 
-// The buffer of a tensor that is nested as `like` is.
-Tensor values(const Tensor& tensor, const Tensor& like) {
+// The buffer of an argument that is nested as `like`, the first one, is; anything else but tensors as it is.
+Tensor values(const Tensor& tensor, const std::string& name, const Tensor& like) {
   TORCH_CHECK(
       tensor.layout() == at::kJagged && like.layout() == at::kJagged,
-      "srmsnorm: nested tensors must have layout torch.jagged, and be both of input and residual or neither, got "
-      "layouts ",
-      like.layout(), " and ", tensor.layout());
-  TORCH_CHECK(tensor.sym_sizes().equals(like.sym_sizes()),
-              "srmsnorm: residual must have the shape of input (no broadcasting), and be nested by the same offsets, "
-              "got ",
+      "srmsnorm: nested tensors must have layout torch.jagged, and be all tensors of a call or none, got layout ",
+      tensor.layout(), " of ", name, " beside ", like.layout(), " of input");
+  TORCH_CHECK(tensor.sym_sizes().equals(like.sym_sizes()), "srmsnorm: ", name,
+              " must have the shape of input (no broadcasting), and be nested by the same offsets, got ",
               tensor.sym_sizes(), " beside ", like.sym_sizes());
   TORCH_CHECK(at::_nested_get_ragged_idx(tensor) != tensor.dim() - 1,
               "srmsnorm: the last dimension must not be the ragged one, got shape ", tensor.sym_sizes());
   return at::_nested_get_values(tensor);
 }
 
-MaybeTensor values(const MaybeTensor& tensor, const Tensor& like) {
-  return tensor && tensor->defined() ? MaybeTensor(values(*tensor, like)) : std::nullopt;
+MaybeTensor values(const MaybeTensor& tensor, const std::string& name, const Tensor& like) {
+  return tensor && tensor->defined() ? MaybeTensor(values(*tensor, name, like)) : std::nullopt;
+}
+
+template <class T>
+T values(const T& other, const std::string&, const Tensor&) {
+  return other;
 }
 
 Tensor nested(const Tensor& values, const Tensor& like) {
@@ -42,23 +45,31 @@ Tensor nested(const Tensor& values, const Tensor& like) {
                                       maybe(at::_nested_get_min_seqlen(like)), maybe(at::_nested_get_max_seqlen(like)));
 }
 
-Tensor srms_norm(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
-  return nested(op::srms_norm().call(values(input, input), values(residual, input), eps), input);
+template <class... Tensors>
+std::tuple<Tensors...> nested(const std::tuple<Tensors...>& all, const Tensor& like) {
+  return std::apply([&](const auto&... each) { return std::make_tuple(nested(each, like)...); }, all);
 }
 
-std::tuple<Tensor, Tensor> add_srms_norm(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
-  auto [y, sum] = op::add_srms_norm().call(values(input, input), values(residual, input), eps);
-  return {nested(y, input), nested(sum, input)};
-}
+template <auto op, class Signature>
+struct Rule;
 
-void add_srms_norm_(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
-  op::add_srms_norm_().call(values(input, input), values(residual, input), eps);
-}
+template <auto op, class Result, class... Args>
+struct Rule<op, Result(const Tensor&, Args...)> {
+  static Result call(const Tensor& input, Args... args) {
+    auto name = op().schema().arguments().begin();
+    auto call = [&](const auto&... buffers) { return op().call(buffers...); };
+    // In braces, as these are evaluated from left to right.
+    std::tuple buffers{values(input, name++->name(), input), values(args, name++->name(), input)...};
+    if constexpr (std::is_void_v<Result>)
+      std::apply(call, buffers);
+    else
+      return nested(std::apply(call, buffers), input);
+  }
+};
 
 void add_to(torch::Library& m) {
-  m.impl("srms_norm", &srms_norm);
-  m.impl("add_srms_norm", &add_srms_norm);
-  m.impl("add_srms_norm_", &add_srms_norm_);
+#define SRMSNORM_RULE(name, ...) m.impl(#name, &BySignature<op::name, Rule>::call);
+  SRMSNORM_PUBLIC_OPERATORS(SRMSNORM_RULE)
 }
 
 }  // namespace

@@ -7,15 +7,20 @@ namespace srmsnorm {
 
 struct Use {
   bool written, whole_row;  // else read; else one number a row
+  bool late = false;        // what the reduction does not need of what is read
 };
 
-constexpr Use kRead{false, true}, kWritten{true, true};
+constexpr Use kRead{false, true}, kReadLate{false, true, true}, kWritten{true, true};
 constexpr Use kNumberRead{false, false}, kNumberWritten{true, false};
 
 // h = input (+ residual), rstd = (mean(h^2) + eps)^-1/2, output = h * rstd, sum = h.
 template <class Each>
 struct ForwardOperands {
+  static constexpr bool kBackward = false;
   Each input, residual, output, sum, rstd;
+
+  // The operand of a call's shape and dtype, whose address decides how a row is cut.
+  constexpr const Each& main() const { return input; }
 
   // f(use, its members of that name ...) for every operand.
   template <class F, class... Lists>
@@ -31,14 +36,17 @@ struct ForwardOperands {
 // dh = rstd * (grad_output - output * mean(output * grad_output)) + grad_sum; the gradients are dh.
 template <class Each>
 struct BackwardOperands {
+  static constexpr bool kBackward = true;
   Each grad_output, output, rstd, grad_sum, grad_input, grad_residual;
+
+  constexpr const Each& main() const { return output; }
 
   template <class F, class... Lists>
   static constexpr void zip(F f, Lists&... of) {
     f(kRead, of.grad_output...);
     f(kRead, of.output...);
     f(kNumberRead, of.rstd...);
-    f(kRead, of.grad_sum...);
+    f(kReadLate, of.grad_sum...);
     f(kWritten, of.grad_input...);
     f(kWritten, of.grad_residual...);
   }

@@ -218,7 +218,7 @@ struct Meta {
 
 }  // namespace
 
-SRMSNORM_OPERATORS(m) {
+SRMSNORM_SCHEMAS(m) {
   m.def("srms_norm(Tensor input, Tensor? residual=None, *, float? eps=None) -> Tensor");
   m.def("add_srms_norm(Tensor input, Tensor residual, *, float? eps=None) -> (Tensor, Tensor)");
   m.def("add_srms_norm_(Tensor(a!) input, Tensor(b!) residual, *, float? eps=None) -> ()");
@@ -254,9 +254,8 @@ static void built_without_cuda(const c10::OperatorHandle& op, c10::DispatchKeySe
 }
 
 SRMSNORM_KERNELS(CUDA, m) {
-  for (const char* name : {"srms_norm", "add_srms_norm", "add_srms_norm_", "_srms_norm", "_add_srms_norm",
-                           "_srms_norm_backward_input", "_srms_norm_backward_residual", "_srms_norm_backward_pair"})
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&built_without_cuda>());
+#define SRMSNORM_STUB(name, ...) m.impl(#name, torch::CppFunction::makeFromBoxedFunction<&built_without_cuda>());
+  SRMSNORM_EVERY_OPERATOR(SRMSNORM_STUB)
 }
 #endif
 

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "operands.h"
+#include "operators.h"
 
 namespace srmsnorm {
 
@@ -16,9 +17,9 @@ using MaybeTensor = std::optional<Tensor>;
 using MaybeDouble = std::optional<double>;
 using MaybeDtype = std::optional<at::ScalarType>;
 
-// ---- handles of the operators; ops.cpp has their schemas
+// ---- handles of the operators
 
-#define SRMSNORM_OPERATOR(name, ...)                                                                 \
+#define SRMSNORM_HANDLE(name, ...)                                                                   \
   inline const c10::TypedOperatorHandle<__VA_ARGS__>& name() {                                       \
     static const auto handle =                                                                       \
         c10::Dispatcher::singleton().findSchemaOrThrow("srmsnorm::" #name, "").typed<__VA_ARGS__>(); \
@@ -26,17 +27,15 @@ using MaybeDtype = std::optional<at::ScalarType>;
   }
 
 namespace op {
-SRMSNORM_OPERATOR(srms_norm, Tensor(const Tensor&, const MaybeTensor&, MaybeDouble))
-SRMSNORM_OPERATOR(add_srms_norm, std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble))
-SRMSNORM_OPERATOR(add_srms_norm_, void(const Tensor&, const Tensor&, MaybeDouble))
-SRMSNORM_OPERATOR(_srms_norm, std::tuple<Tensor, Tensor>(const Tensor&, const MaybeTensor&, MaybeDouble))
-SRMSNORM_OPERATOR(_add_srms_norm, std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble))
-SRMSNORM_OPERATOR(_srms_norm_backward_input, Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&))
-SRMSNORM_OPERATOR(_srms_norm_backward_residual, Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&))
-SRMSNORM_OPERATOR(_srms_norm_backward_pair,
-                  std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&))
+SRMSNORM_EVERY_OPERATOR(SRMSNORM_HANDLE)
 }  // namespace op
-#undef SRMSNORM_OPERATOR
+#undef SRMSNORM_HANDLE
+
+// What an operator is called by: Template<op::name, its signature>, to be specialized on Result(Arguments...).
+template <auto op, template <auto, class> class Template, class Handle = std::decay_t<decltype(op())>>
+struct BySignature;
+template <auto op, template <auto, class> class Template, class Signature>
+struct BySignature<op, Template, c10::TypedOperatorHandle<Signature>> : Template<op, Signature> {};
 
 // The operator that has a dtype for an argument, as the choice between those of a gradient each. Graphs hold these: the
 // number of a ScalarType in an exported graph is not c10's, and AOTInductor of torch 2.11 takes it for another dtype.

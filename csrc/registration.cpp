@@ -46,7 +46,7 @@ bool registers() {
 }
 
 // The dispatcher is what all copies in a process have in common.
-SRMSNORM_OPERATORS(m) {
+SRMSNORM_SCHEMAS(m) {
   m.def("_library() -> str", [path = this_library()] { return path; });
 }
 

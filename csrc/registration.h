@@ -19,7 +19,10 @@ __attribute__((visibility("hidden"))) bool registers();
   static void function(torch::Library& m)
 
 // Schemas: TORCH_LIBRARY, which throws as soon as it finds its namespace taken, as a fragment.
-#define SRMSNORM_OPERATORS(m) SRMSNORM_WHERE_IT_REGISTERS(TORCH_LIBRARY_FRAGMENT(srmsnorm, m), register_operators, m)
+#define SRMSNORM_SCHEMAS(m) SRMSNORM_WHERE_IT_REGISTERS(TORCH_LIBRARY_FRAGMENT(srmsnorm, m), register_schemas, m)
 
 // Kernels of a dispatch key.
 #define SRMSNORM_KERNELS(key, m) SRMSNORM_WHERE_IT_REGISTERS(TORCH_LIBRARY_IMPL(srmsnorm, key, m), register_##key, m)
+
+// A row of a table in operators.h: the function of the operator's name in this scope is its kernel, in a library m.
+#define SRMSNORM_BY_ITS_NAME(name, ...) m.impl(#name, &name);

@@ -9,6 +9,7 @@ namespace srmsnorm {
 enum class DType : int8_t { Half, BFloat16, Float, Double };
 
 constexpr bool is_16_bit(DType dtype) { return dtype == DType::Half || dtype == DType::BFloat16; }
+constexpr int size_of(DType dtype) { return dtype == DType::Double ? 8 : dtype == DType::Float ? 4 : 2; }
 
 // Leading dimensions are merged as far as every operand allows; what is left after this many is looped over by the
 // caller.

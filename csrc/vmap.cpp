@@ -71,11 +71,11 @@ void check(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, 
   check_backward(grad_output, output, rstd, grad_sum, {});
 }
 
-template <auto op, class Handle = std::decay_t<decltype(op())>>
+template <auto op, class Signature>
 struct Rule;
 
 template <auto op, class Result, class... Args>
-struct Rule<op, c10::TypedOperatorHandle<Result(const Tensor&, Args...)>> {
+struct Rule<op, Result(const Tensor&, Args...)> {
   static Result call(const Tensor& first, Args... args) {
     check(first, args...);
     Level level;
@@ -85,25 +85,22 @@ struct Rule<op, c10::TypedOperatorHandle<Result(const Tensor&, Args...)>> {
   }
 };
 
-void add_srms_norm_(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
-  check_in_place(input, residual, eps);
-  Level level;
-  TORCH_CHECK(!level.batched(input) == !level.batched(residual),
-              "srmsnorm: add_srms_norm_ under vmap overwrites both operands, so both or none must be batched");
-  op::add_srms_norm_().call(level.in(input), level.in(residual), eps);
-}
+template <>
+struct Rule<op::add_srms_norm_, void(const Tensor&, const Tensor&, MaybeDouble)> {
+  static void call(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
+    check_in_place(input, residual, eps);
+    Level level;
+    TORCH_CHECK(!level.batched(input) == !level.batched(residual),
+                "srmsnorm: add_srms_norm_ under vmap overwrites both operands, so both or none must be batched");
+    op::add_srms_norm_().call(level.in(input), level.in(residual), eps);
+  }
+};
 
 }  // namespace
 
 SRMSNORM_KERNELS(FuncTorchBatched, m) {
-  m.impl("srms_norm", &Rule<op::srms_norm>::call);
-  m.impl("add_srms_norm", &Rule<op::add_srms_norm>::call);
-  m.impl("add_srms_norm_", &add_srms_norm_);
-  m.impl("_srms_norm", &Rule<op::_srms_norm>::call);
-  m.impl("_add_srms_norm", &Rule<op::_add_srms_norm>::call);
-  m.impl("_srms_norm_backward_input", &Rule<op::_srms_norm_backward_input>::call);
-  m.impl("_srms_norm_backward_residual", &Rule<op::_srms_norm_backward_residual>::call);
-  m.impl("_srms_norm_backward_pair", &Rule<op::_srms_norm_backward_pair>::call);
+#define SRMSNORM_RULE(name, ...) m.impl(#name, &BySignature<op::name, Rule>::call);
+  SRMSNORM_EVERY_OPERATOR(SRMSNORM_RULE)
   m.impl("_srms_norm_backward", &_srms_norm_backward);  // functorch does not look for composite kernels itself
 }
 

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from torch._ops import OpOverload
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 from torch.distributed.tensor._dtensor_spec import DTensorSpec
-from torch.distributed.tensor._op_schema import OpSchema, OpSpec, OpStrategy
+from torch.distributed.tensor._op_schema import OpSchema, OpSpec, OpStrategy, RuntimeSchemaInfo
 
 __all__: list[str] = []
 
@@ -71,16 +72,28 @@ def _check_in_place(operands: Sequence[DTensorSpec], needed: Sequence[DTensorSpe
         )
 
 
+def _operators() -> list[OpOverload]:
+    """Those with kernels of their own: csrc/operators.h has the table."""
+    names = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeExplicitAutograd")
+    ours = [name.removeprefix("srmsnorm::") for name in names if name.startswith("srmsnorm::")]
+    return [getattr(torch.ops.srmsnorm, name).default for name in sorted(ours)]
+
+
+def _cache_key(op: OpOverload) -> RuntimeSchemaInfo:
+    """What is no tensor belongs to the key of DTensor's cache: a call must not get what another was given."""
+    arguments = op._schema.arguments
+    positions = [i for i, argument in enumerate(arguments) if "Tensor" not in str(argument.type)]
+    return RuntimeSchemaInfo(
+        static_argnum=min((i for i in positions if not arguments[i].kwarg_only), default=len(arguments)),
+        static_kwargkey=[arguments[i].name for i in positions if arguments[i].kwarg_only],
+    )
+
+
 def _register() -> None:
     propagator = DTensor._op_dispatcher.sharding_propagator
-    ops = torch.ops.srmsnorm
-    rules = {
-        _forward: [ops.srms_norm, ops.add_srms_norm, ops.add_srms_norm_, ops._srms_norm, ops._add_srms_norm],
-        _backward: [ops._srms_norm_backward_input, ops._srms_norm_backward_residual, ops._srms_norm_backward_pair],
-    }
-    for rule, packets in rules.items():
-        for packet in packets:
-            propagator.register_op_strategy(packet.default, partial(_strategy, rule))
+    for op in _operators():
+        rule = _backward if op._schema.arguments[0].name == "grad_output" else _forward
+        propagator.register_op_strategy(op, partial(_strategy, rule), _cache_key(op))
 
 
 _register()

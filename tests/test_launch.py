@@ -51,20 +51,7 @@ def check(dim, kind, options):
     assert plan["shifted"] == (plan["twice"] or not in_phase or from_begin)
     assert plan["edges"] or not plan["shifted"]
     assert plan["twice"] or threads * cluster * plan["vectors"] >= dim // plan["vector_elements"]
-    assert plan["vectors"] in instances(plan, options.get("backward", False))
     return plan
-
-
-def instances(plan, backward):
-    """The vectors of a thread for which there is a kernel, where lanes, warps or blocks share a row."""
-    lanes = plan["threads_per_row"] <= 32
-    if plan["twice"]:
-        return set() if lanes else {2}
-    if plan["cluster"] > 1:
-        return {8} if backward else {4, 8}
-    if lanes:
-        return {1, 2, 3}
-    return {2, 4} if plan["shifted"] else {2, 4, 8}
 
 
 @pytest.mark.parametrize(("kind", "options"), FORWARD + BACKWARD, ids=label)
@@ -263,6 +250,36 @@ def check_compiles(program, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+TABLE = """
+#include "{csrc}/cuda/instances.h"
+using namespace srmsnorm;
+// By threads of a row, vectors, cluster, and whether it is read twice or shifted.
+constexpr LaunchPlan plan(int threads, int vectors, int cluster, bool twice, bool shifted) {{
+  return {{8, threads, 1, vectors, cluster, twice, shifted, shifted}};
+}}
+constexpr bool exists(LaunchPlan plan, Reading reading, Chunks chunks) {{ return has_instance(plan, reading, chunks); }}
+constexpr Chunks one = chunks_of(ForwardOperands<int>{{2}}), two = chunks_of(ForwardOperands<int>{{2, 2}});
+constexpr Chunks backward = chunks_of(BackwardOperands<int>{{2, 2}});
+constexpr Chunks late = chunks_of(BackwardOperands<int>{{2, 2, 0, 4}});
+static_assert(one.all == 1 && two.all == 2 && backward.all == 2 && !backward.late && late.all == 4 && late.late == 2);
+static_assert(every_plan_has_an_instance(one) && every_plan_has_an_instance(two));
+static_assert(every_plan_has_an_instance(backward) && every_plan_has_an_instance(late));
+static_assert(exists(plan(128, 4, 16, false, false), Reading::Once, one));
+static_assert(!exists(plan(128, 4, 16, false, false), Reading::Once, backward));     // not of backward
+static_assert(!exists(plan(128, 3, 1, false, false), Reading::Once, one));           // not with so many vectors
+static_assert(!exists(plan(128, 8, 1, false, true), Reading::Shifted, one));         // not shifted
+static_assert(exists(plan(32, 3, 1, false, false), Reading::Kept, two));
+static_assert(!exists(plan(32, 3, 1, false, false), Reading::Kept, one));            // not worth it
+static_assert(!exists(plan(32, 2, 1, false, false), Reading::Kept, late));
+int main() {{}}
+"""
+
+
+def test_the_table_of_instances(tmp_path):
+    """A plan without an instance does not compile: the launcher asserts the same of every kernel."""
+    check_compiles(TABLE, tmp_path)
+
+
 RESIDENT = """
 #include <type_traits>
 #include "{csrc}/cuda/hints.h"
@@ -273,7 +290,8 @@ template <int... blocks>
 constexpr bool just_so_many = ((stand(blocks, blocks) && !stand(blocks + 1, blocks)) && ...);
 static_assert(just_so_many<1, 2, 3, 4, 5, 6, 7, 8>);  // 1024 and 256 bytes: what a kernel has besides, and more
 static_assert(shared_bytes_for(1, gpu) <= 227 << 10);  // of one block
-constexpr Chunks one = forward_chunks(2, 0), two = forward_chunks(2, 2), mixed = forward_chunks(2, 4);
+constexpr Chunks reads(int input, int residual) {{ return chunks_of(ForwardOperands<int>{{input, residual}}); }}
+constexpr Chunks one = reads(2, 0), two = reads(2, 2), mixed = reads(2, 4);
 static_assert(resident_blocks(128, false, two, false) == 0 && resident_blocks(512, false, one, false) == 6);
 static_assert(resident_blocks(375, false, two, false) == 4 && resident_blocks(2048, false, two, false) == 1);
 static_assert(resident_blocks(375, false, mixed, true) == 3 && resident_blocks(2048, true, two, false) == 0);
@@ -289,7 +307,7 @@ def test_so_many_blocks_stand_on_a_multiprocessor(tmp_path):
 
 
 LARGEST = """
-#include "{csrc}/cuda/launch.h"
+#include "{csrc}/cuda/plan.h"
 using namespace srmsnorm;
 constexpr int largest(int capability, int room) {{
   return largest_cluster(capability, [=](int cluster) {{ return cluster <= room; }});
@@ -306,7 +324,7 @@ static_assert(asked(16) == 1 && asked(8) == 2 && asked(1) == 4);
 constexpr int cluster(int64_t dim, int largest) {{
   Gpu gpu;
   gpu.largest_cluster = largest;
-  return plan_launch(dim, 2, forward_chunks(2, 0), Alignment::Whole, gpu).cluster;
+  return plan_launch(dim, 2, chunks_of(ForwardOperands<int>{{2}}), Alignment::Whole, gpu).cluster;
 }}
 template <int... dims>  // rows for which the largest cluster is not asked have the same plan with any
 constexpr bool not_asked = ((is_wide(dims, 2) || cluster(dims, 1) == cluster(dims, 16)) && ...);
@@ -374,7 +392,7 @@ constexpr Gpu others[] = {{gpu_of(80, 108, 1593, 5120), gpu_of(89, 142, 9001, 38
                           gpu_of(90, 132, 0, 5120), gpu_of(100, 132, 2619, 5120), Gpu{{}}}};
 constexpr LaunchHints hints(const Gpu& gpu, int64_t dim, int read, int written, int64_t rows = 1 << 30,
                             bool same = false) {{
-  auto plan = plan_launch(dim, 2, forward_chunks(2, 0), Alignment::Whole, gpu);
+  auto plan = plan_launch(dim, 2, chunks_of(ForwardOperands<int>{{2}}), Alignment::Whole, gpu);
   return launch_hints(gpu, plan, {{rows, 2 * dim * read, 2 * dim * written, same}});
 }}
 constexpr bool is(LaunchHints hints, bool kept, bool apart) {{ return hints.kept == kept && hints.apart == apart; }}

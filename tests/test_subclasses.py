@@ -193,7 +193,7 @@ def test_nested_errors(device):
     with pytest.raises(RuntimeError, match="nested by the same offsets"):
         srmsnorm.srms_norm(x, jagged(device))
     for pair in ((x, x.values()), (x.values(), x)):
-        with pytest.raises(RuntimeError, match="both of input and residual or neither"):
+        with pytest.raises(RuntimeError, match="all tensors of a call or none"):
             srmsnorm.srms_norm(*pair)
     with pytest.raises(RuntimeError, match="must not be the ragged one"):
         srmsnorm.srms_norm(x.transpose(1, 2))

@@ -140,7 +140,7 @@ auto with_type_beside(const Rows& rows, DType dtype, F f) {
 }
 
 Sweep<ForwardArgs> select_forward(const ForwardArgs& args) {
-  return with_type(args.input.dtype, [&]<class T>(T) {
+  return with_type(args.main().dtype, [&]<class T>(T) {
     return with_type_beside<T>(args.residual, args.input.dtype, [&]<class R>(R) -> Sweep<ForwardArgs> {
       if (kPresent<R> && args.sum.data) return sweep<Forward<Source<T, R>, Normalized<T, R>>>;
       return sweep<Forward<Source<T, R>, Normalized<T, Absent>>>;
@@ -149,7 +149,7 @@ Sweep<ForwardArgs> select_forward(const ForwardArgs& args) {
 }
 
 Sweep<BackwardArgs> select_backward(const BackwardArgs& args) {
-  return with_type(args.output.dtype, [&]<class T>(T) {
+  return with_type(args.main().dtype, [&]<class T>(T) {
     return with_type_beside<T>(args.grad_sum, args.output.dtype, [&]<class G>(G) {
       return with_type_beside<T>(args.grad_residual, args.output.dtype, [&]<class R>(R) -> Sweep<BackwardArgs> {
         if constexpr (kPresent<R>) {

@@ -22,7 +22,8 @@ struct Backward {
   using Args = KernelArgs<flat, Operands, kRstd, Accumulator>;
   static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(S);
   static constexpr bool kCombines = false;  // wide, y and the gradient take twice the registers
-  static constexpr Chunks kChunks = backward_chunks(sizeof(T), has_sum ? sizeof(S) : 0);
+  static constexpr Chunks kChunks = chunks_of(
+      BackwardOperands<int>{.grad_output = sizeof(T), .output = sizeof(T), .grad_sum = has_sum ? sizeof(S) : 0});
 
   template <int N, bool shifted, bool first>
   struct Held {

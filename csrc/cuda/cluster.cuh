@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "launch.h"
+#include "plan.h"
 
 // The compilation for an architecture that has clusters; the instructions below do not exist for others.
 #define SRMSNORM_CLUSTERS (__CUDA_ARCH__ >= 900)

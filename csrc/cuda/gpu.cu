@@ -7,8 +7,8 @@
 #include <optional>
 #include <utility>
 
-#include "kernels.h"
-#include "launch.h"
+#include "launchers.h"
+#include "plan.h"
 
 namespace srmsnorm {
 namespace {

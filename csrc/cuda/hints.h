@@ -5,7 +5,7 @@
 // measured gets the row that costs nothing. Fractions of the roof: 2^28 bf16 elements, forward / with residual / with
 // sum / backward.
 #pragma once
-#include "launch.h"
+#include "plan.h"
 
 namespace srmsnorm {
 

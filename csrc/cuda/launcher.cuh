@@ -1,33 +1,30 @@
 // From arguments to a launch: the plan, the instance of the kernel that it names, the grid.
 #pragma once
+#include <iterator>
+#include <utility>
+
 #include "hints.h"
-#include "kernels.h"
+#include "launchers.h"
 #include "row_kernel.cuh"
 
 namespace srmsnorm {
-
-constexpr int64_t size_of(DType dtype) { return dtype == DType::Double ? 8 : dtype == DType::Float ? 4 : 2; }
-
-template <class... Operands>
-int64_t row_bytes(const RowSpace& space, const Operands&... operands) {
-  return space.dim * ((operands.data ? size_of(operands.dtype) : 0) + ...);
-}
 
 // Whether neighbouring rows of an operand are the same memory.
 inline bool repeats(const RowSpace& space, const Rows& rows) {
   return rows.data && space.sizes[0] > 1 && rows.strides[0] == 0;
 }
 
-inline Traffic traffic_of(const ForwardArgs& call) {
-  return {call.space.rows, row_bytes(call.space, call.input, call.residual),
-          row_bytes(call.space, call.output, call.sum),
-          repeats(call.space, call.input) || repeats(call.space, call.residual)};
-}
-
-inline Traffic traffic_of(const BackwardArgs& call) {
-  return {call.space.rows, row_bytes(call.space, call.grad_output, call.output, call.grad_sum),
-          row_bytes(call.space, call.grad_input, call.grad_residual),
-          repeats(call.space, call.grad_output) || repeats(call.space, call.grad_sum)};
+template <class Call>
+Traffic traffic_of(const Call& call) {
+  Traffic traffic{call.space.rows, 0, 0, false};
+  Call::zip(
+      [&](Use use, const Rows& rows) {
+        if (!rows.data || !use.whole_row) return;
+        (use.written ? traffic.written : traffic.read) += call.space.dim * size_of(rows.dtype);
+        if (!use.written) traffic.repeats |= repeats(call.space, rows);
+      },
+      call);
+  return traffic;
 }
 
 // Whether an operand is 16-byte aligned at the same elements of all rows as the first one; with first null, at all
@@ -44,61 +41,55 @@ inline bool in_phase(const RowSpace& space, const Rows& rows, const Rows* first)
   return yes;
 }
 
-// first: the operand that decides how rows are cut for the sum; it has the most elements in 16 bytes.
-template <class... Operands>
-Alignment alignment_of(const RowSpace& space, const Rows& first, const Operands&... others) {
-  if (in_phase(space, first, nullptr) && (in_phase(space, others, nullptr) && ...)) return Alignment::Whole;
-  return (in_phase(space, others, &first) && ...) ? Alignment::InPhase : Alignment::Any;
+template <class Call>
+Alignment alignment_of(const Call& call) {
+  bool whole = true, together = true;
+  Call::zip(
+      [&](Use use, const Rows& rows) {
+        if (!use.whole_row) return;
+        whole = whole && in_phase(call.space, rows, nullptr);
+        together = together && (whole || in_phase(call.space, rows, &call.main()));
+      },
+      call);
+  return whole ? Alignment::Whole : together ? Alignment::InPhase : Alignment::Any;
 }
 
 template <class Op, bool flat>
 using Kernel = void (*)(typename Op::template Args<flat>);
 
-template <class Op, Sharing sharing, bool flat, Reading reading, int... vectors>
-Kernel<Op, flat> kernel_with(int wanted) {
-  Kernel<Op, flat> found = nullptr;
-  ((vectors == wanted ? found = row_kernel<Op, vectors, sharing, flat, reading> : nullptr), ...);
-  return found;
+template <class Op, bool flat, Reading reading, size_t i>
+void find_instance(const LaunchPlan& plan, Kernel<Op, flat>& found) {
+  constexpr Instance instance = kInstances[i];
+  if constexpr (are(instance.kernels(reading), Op::kChunks))
+    if (holds(instance, plan)) found = row_kernel<Op, instance.vectors, instance.sharing, flat, reading>;
 }
 
-// Of flat rows, those of one block gain from being kept: where one operand is read, two and four vectors a thread, else
-// all (dim 64 to 256: backward 1.0 to 1.2 %); a cluster's reads are prefetched instead.
-template <class Op, bool flat, Reading kept>
-Kernel<Op, flat> kernel_in_registers(const LaunchPlan& plan) {
-  constexpr Reading kOthers = Op::kChunks.all > 1 ? kept : Reading::Once;
-  switch (sharing_of(plan.cluster, plan.threads_per_row)) {
-    case Sharing::Lanes:
-      return plan.vectors == 2 ? kernel_with<Op, Sharing::Lanes, flat, kept, 2>(2)
-                               : kernel_with<Op, Sharing::Lanes, flat, kOthers, 1, 3>(plan.vectors);
-    case Sharing::Warps:
-      return plan.vectors == 8 ? kernel_with<Op, Sharing::Warps, flat, kOthers, 8>(8)
-                               : kernel_with<Op, Sharing::Warps, flat, kept, 2, 4>(plan.vectors);
-    default:
-      if constexpr (Op::kChunks.backward)
-        return kernel_with<Op, Sharing::Blocks, flat, Reading::Once, 8>(plan.vectors);
-      else
-        return kernel_with<Op, Sharing::Blocks, flat, Reading::Once, 4, 8>(plan.vectors);
-  }
+template <class Op, bool flat, Reading reading>
+Kernel<Op, flat> instance_of(const LaunchPlan& plan) {
+  Kernel<Op, flat> found = nullptr;
+  [&]<size_t... i>(std::index_sequence<i...>) {
+    (find_instance<Op, flat, reading, i>(plan, found), ...);
+  }(std::make_index_sequence<std::size(kInstances)>());
+  return found;
 }
 
 template <class Op>
 Kernel<Op, true> flat_kernel(const LaunchPlan& plan, bool kept) {
-  if constexpr (Op::kChunks.late == 0)  // a gradient of the sum gains nothing
-    if (kept) return kernel_in_registers<Op, true, Reading::Kept>(plan);
-  return kernel_in_registers<Op, true, Reading::Once>(plan);
+  if (kept && has_instance(plan, Reading::Kept, Op::kChunks)) return instance_of<Op, true, Reading::Kept>(plan);
+  return instance_of<Op, true, Reading::Once>(plan);
 }
 
 // Rows in several levels lose what being kept gains: packed qkv of dim 4096 0.97 of the roof for 1.01.
 template <class Op>
 Kernel<Op, false> general_kernel(const LaunchPlan& plan) {
-  constexpr int twice = kTwiceVectors;
-  if (plan.twice)
-    return plan.cluster > 1 ? kernel_with<Op, Sharing::Blocks, false, Reading::Twice, twice>(twice)
-                            : kernel_with<Op, Sharing::Warps, false, Reading::Twice, twice>(twice);
-  if (!plan.shifted) return kernel_in_registers<Op, false, Reading::Once>(plan);
-  return sharing_of(1, plan.threads_per_row) == Sharing::Lanes
-             ? kernel_with<Op, Sharing::Lanes, false, Reading::Shifted, 1, 2, 3>(plan.vectors)
-             : kernel_with<Op, Sharing::Warps, false, Reading::Shifted, 2, 4>(plan.vectors);
+  switch (reading_of(plan)) {
+    case Reading::Twice:
+      return instance_of<Op, false, Reading::Twice>(plan);
+    case Reading::Shifted:
+      return instance_of<Op, false, Reading::Shifted>(plan);
+    default:
+      return instance_of<Op, false, Reading::Once>(plan);
+  }
 }
 
 // Dynamic shared memory of a block, and the most that its instance of the kernel may ask for, whatever the row: calls
@@ -147,9 +138,10 @@ cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& 
   return cudaLaunchKernelEx(&config, kernel, args);
 }
 
-template <class Op, class Call>
-cudaError_t launch(const Call& call, Alignment alignment, const Gpu& gpu, cudaStream_t stream) {
-  auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment, gpu);
+template <class Op>
+cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, cudaStream_t stream) {
+  static_assert(every_plan_has_an_instance(Op::kChunks));
+  auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment_of(call), gpu);
   auto hints = launch_hints(gpu, plan, traffic_of(call));
   bool flat = !plan.edges && call.space.levels == 1, gains = flat && Op::kChunks.late == 0;
   auto shared = shared_bytes<Op>(plan, call.space.dim, gains && hints.apart, gpu);

@@ -1,7 +1,7 @@
 // Who shares a row: lanes of a warp, warps of a block or blocks of a cluster, and their reduction.
 #pragma once
 #include "cluster.cuh"
-#include "launch.h"
+#include "plan.h"
 
 namespace srmsnorm {
 

@@ -7,8 +7,8 @@
 
 #include "../backend.h"
 #include "../layout.h"
-#include "kernels.h"
-#include "launch.h"
+#include "launchers.h"
+#include "plan.h"
 
 namespace srmsnorm {
 namespace {
@@ -23,7 +23,8 @@ const Gpu& gpu_of(int device) {
 }
 
 template <class Tensors, class Launcher>
-void launch_on(const Tensor& tensor, const Tensors& tensors, Launcher launcher) {
+void launch_on(const Tensors& tensors, Launcher launcher) {
+  const Tensor& tensor = tensors.main();
   c10::cuda::CUDAGuard guard(tensor.device());
   auto stream = c10::cuda::getCurrentCUDAStream().stream();
   Gpu gpu = gpu_of(tensor.device().index());
@@ -33,8 +34,8 @@ void launch_on(const Tensor& tensor, const Tensors& tensors, Launcher launcher) 
 }
 
 struct Cuda {
-  static void forward(const ForwardTensors& tensors) { launch_on(tensors.input, tensors, cuda::forward); }
-  static void backward(const BackwardTensors& tensors) { launch_on(tensors.output, tensors, cuda::backward); }
+  static void forward(const ForwardTensors& tensors) { launch_on(tensors, cuda::forward); }
+  static void backward(const BackwardTensors& tensors) { launch_on(tensors, cuda::backward); }
 };
 
 }  // namespace

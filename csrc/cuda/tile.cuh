@@ -1,14 +1,10 @@
 // What a thread holds of a row: its vectors, and its elements before and behind the row's vectors.
 #pragma once
-#include "launch.h"
+#include "instances.h"
 #include "row_cut.cuh"
 #include "vector.cuh"
 
 namespace srmsnorm {
-
-// How a row is read: into registers, all operands cut as begin() is; the same, and kept in the L2 until the row is
-// written; into registers, operands lying anywhere; or once for the reduction and again for the result, lying anywhere.
-enum class Reading { Once, Kept, Shifted, Twice };
 
 template <Reading reading>
 constexpr bool kIsShifted = reading == Reading::Shifted || reading == Reading::Twice;

@@ -1,4 +1,4 @@
-// The launchers: raw pointers and sizes in, an error code out. What runs is in launch.h (which launch) and
+// The launchers: raw pointers and sizes in, an error code out. What runs is in plan.h (which launch) and
 // row_kernel.cuh.
 #pragma once
 #include <cuda.h>

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../operands.h"
 #include "gpu.h"
 
 namespace srmsnorm {
@@ -41,19 +42,26 @@ constexpr int kBlockVectors = 4 * kMostThreads;  // of a row that one block take
 constexpr int kTwiceVectors = 2;
 constexpr int64_t kWidest = 1 << 30;  // vectors of a row: wider ones have its plan
 
-// What a thread reads for one vector of a row: chunks of 16 bytes, and how many of them the sum does not need. Operands
-// beside the input have as many elements as 16 bytes of the input's dtype; a size of 0 is an operand that there is not.
-// backward: wide rows take 8 vectors a thread, in clusters there is no instance for 4 (plan_in_block, plan_in_cluster).
+// What a thread reads for one vector of a row: chunks of 16 bytes, and how many of them the reduction does not need.
+// backward: wide rows take 8 vectors a thread.
 struct Chunks {
   int all, late;
   bool backward;
 };
 
-constexpr Chunks forward_chunks(int element_size, int residual_size) {
-  return {1 + residual_size / element_size, 0, false};
-}
-constexpr Chunks backward_chunks(int element_size, int grad_sum_size) {
-  return {2 + grad_sum_size / element_size, grad_sum_size / element_size, true};
+// Of operands given by the size of an element; 0 is an operand that there is not. Each has as many elements as 16 bytes
+// of the main one.
+template <class Sizes>
+constexpr Chunks chunks_of(const Sizes& sizes) {
+  Chunks chunks{0, 0, Sizes::kBackward};
+  Sizes::zip(
+      [&](Use use, int size) {
+        if (use.written || !use.whole_row) return;
+        chunks.all += size / sizes.main();
+        if (use.late) chunks.late += size / sizes.main();
+      },
+      sizes);
+  return chunks;
 }
 
 constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
