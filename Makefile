@@ -7,6 +7,8 @@ ARGS ?=#             passed on by test and bench
 
 # VENV= (empty) uses PYTHON's own environment as it is and installs nothing.
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+# Built for this machine alone: its GPUs' architectures, or without CUDA where there is no GPU. An explicit setting wins.
+export SRMSNORM_CUDA ?= native
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 CPP = $(wildcard benchmarks/*.cu tests/*.cpp examples/cpp/*.h examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 clang_format = PATH="$$(dirname "$$(command -v $(PY))"):$$PATH" clang-format
@@ -17,16 +19,18 @@ option = $(if $($(upper)),--$(1) $($(upper)))
 .PHONY: help build test fuzz sanitize check bench lint format clean
 
 help:
-	@echo 'make build    build srmsnorm in place'
+	@echo 'make build    build srmsnorm in place, for this machine: its GPUs, or the CPU alone where there is none'
 	@echo 'make test     build, then the tests (ARGS goes to pytest)'
 	@echo 'make fuzz     build, then calls drawn at random against float64 (N, SEED, INDEX, SECONDS, JOBS, ISA, DEVICE)'
 	@echo 'make sanitize the same under ASan + UBSan and under TSan, in builds of their own (ARGS goes to tests/sanitize.py)'
+	@echo 'make check    build, then the tests of forward and backward alone'
 	@echo 'make bench    build, check, then the benchmark tables (ARGS goes to benchmarks/run.py)'
 	@echo 'make lint     ruff, mypy, clang-format'
 	@echo 'make format   let ruff and clang-format write'
 	@echo 'make clean    remove what was built'
 	@echo 'They install into .venv first; VENV= PYTHON=python3 uses an existing environment and installs nothing.'
-	@echo 'TORCH=2.11.0 takes that torch (in .venv-2.11.0); SRMSNORM_CUDA=0 builds for the CPU only.'
+	@echo 'TORCH=2.11.0 takes that torch (in .venv-2.11.0).'
+	@echo 'Without a GPU, SRMSNORM_CUDA=auto builds the CUDA part too, for all GPUs; TORCH_CUDA_ARCH_LIST=9.0 for one.'
 
 build: $(call with,build)
 	$(PY) setup.py build_ext --inplace
@@ -40,7 +44,7 @@ fuzz: $(call with,test) build
 sanitize: $(call with,test)
 	$(PY) tests/sanitize.py $(ARGS)
 
-check: $(call with,test) build
+check: $(call with,check) build
 	$(PY) -m pytest -x -q tests/test_forward.py tests/test_backward.py
 
 bench: $(call with,bench) check
@@ -75,7 +79,7 @@ $(VENV)/.build: $(VENV)/.torch
 	wheels=$$($(PY) setup.py --nvcc-wheels) && { test -z "$$wheels" || $(PY) -m pip install $$wheels; }
 	touch $@
 
-$(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.torch
+$(VENV)/.check $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.torch
 	$(PY) -m pip install --quiet --group $*
 	touch $@
 endif

@@ -1,6 +1,6 @@
 """Builds the two libraries: srmsnorm/_ops, the operators (links no Python), and srmsnorm/_C, their pybind11 face.
 
-Settings: SRMSNORM_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS, DEBUG=1; README.md says what they do.
+Settings: SRMSNORM_CUDA=auto|native|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS, DEBUG=1; README.md says what they do.
 SRMSNORM_SANITIZE=address|thread builds for tests/sanitize.py.
 `python setup.py --nvcc-wheels` prints the requirements that bring an nvcc from the package index where there is none.
 """
@@ -63,9 +63,12 @@ def check_compiler() -> None:
 
 
 def cuda_setting() -> str:
+    """auto, 0 or 1. native, what this machine can run, is 0 where no GPU is visible and no architecture is named."""
     setting = os.environ.get("SRMSNORM_CUDA") or "auto"
-    if setting not in ("auto", "0", "1"):
-        fail(f"SRMSNORM_CUDA must be auto, 0 or 1, got {setting!r}")
+    if setting not in ("auto", "native", "0", "1"):
+        fail(f"SRMSNORM_CUDA must be auto, native, 0 or 1, got {setting!r}")
+    if setting == "native":
+        return "auto" if torch.cuda.is_available() or named_architectures() else "0"
     return setting
 
 
@@ -134,11 +137,14 @@ def missing_nvcc_wheels() -> list[str]:
     return nvcc_wheels() if wanted and torch.version.cuda and find_toolkit() is None else []
 
 
+def named_architectures() -> str:
+    return re.sub(r"[\s;,]+", ";", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
+
+
 def architectures(home: Path) -> str:
     """TORCH_CUDA_ARCH_LIST; unset: the visible GPUs', else the default ones, as far as nvcc knows them."""
-    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    if given:
-        return re.sub(r"[\s;,]+", ";", given)
+    if given := named_architectures():
+        return given
     known = {(int(n[:-1]), int(n[-1])) for n in re.findall(r"compute_(\d+)\b", ask_nvcc(home, "--list-gpu-arch"))}
     visible = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     if visible and visible <= known:
