@@ -1,6 +1,6 @@
 """Builds the two libraries: srmsnorm/_ops, the operators (links no Python), and srmsnorm/_C, their pybind11 face.
 
-Settings: SRMSNORM_CUDA=auto|native|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS, DEBUG=1; README.md says what they do.
+Settings, which README.md explains: SRMSNORM_CUDA=auto|native|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS, DEBUG=1.
 SRMSNORM_SANITIZE=address|thread builds for tests/sanitize.py.
 `python setup.py --nvcc-wheels` prints the requirements that bring an nvcc from the package index where there is none.
 """

@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import fuzz_calls
 import fuzz_checks
+import fuzz_memory
+import fuzz_results
 import torch
 
 CAPABILITIES = {"DEFAULT": ["default"], "NO AVX": ["default"], "AVX2": ["default", "avx2"]}
@@ -59,15 +61,15 @@ class Tally:
         self.calls, self.refused, self.worst, self.failures = Counter(), Counter(), {}, []
         self.spent = 0.0  # seconds of a processor
 
-    def run(self, call: fuzz_calls.Call, pool: fuzz_calls.Pool) -> None:
+    def run(self, call: fuzz_calls.Call, pool: fuzz_memory.Pool) -> None:
         key = f"{call.operator}/{call.mode}"
         self.calls[key] += 1
         try:
             worst = max(fuzz_checks.check(call, pool).values(), default=0.0)
             self.worst[key] = max(self.worst.get(key, 0.0), worst)
-        except fuzz_checks.Refused:
+        except fuzz_results.Refused:
             self.refused[key] += 1
-        except fuzz_checks.Failure as error:
+        except fuzz_results.Failure as error:
             self.failures.append((call.index, key, str(error)))
         except Exception:
             self.failures.append((call.index, key, traceback.format_exc(limit=-3)))
@@ -76,7 +78,7 @@ class Tally:
 def work(given: argparse.Namespace) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)  # what the operators allocate is NaN
     torch._C._functorch._set_vmap_fallback_enabled(False)
-    tally, pool = Tally(), fuzz_calls.Pool(given.device)
+    tally, pool = Tally(), fuzz_memory.Pool(given.device)
     began, until = time.process_time(), time.monotonic() + given.seconds
 
     def some(first: int, step: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from samples import BFLOAT, DOUBLE, FLOAT, HALF
 from torch import Tensor
 
+import srmsnorm
 from srmsnorm.reference import accumulation_dtype
 
 ROWS = ("input", "residual", "grad_output", "output", "grad_sum")  # operands that are rows
@@ -94,6 +95,32 @@ class Call:
     @property
     def results(self) -> list[str]:
         return OPERATORS[self.operator][1].split()
+
+    def invoke(self, t: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The operator on these operands."""
+        face = srmsnorm if self.function else torch.ops.srmsnorm
+        internal = torch.ops.srmsnorm
+        input, residual, eps = t.get("input"), t.get("residual"), self.eps
+        saved = t.get("grad_output"), t.get("output"), t.get("rstd"), t.get("grad_sum")
+        match self.operator:
+            case "srms_norm":
+                return (face.srms_norm(input, residual, eps=eps),)
+            case "add_srms_norm":
+                return face.add_srms_norm(input, residual, eps=eps)
+            case "add_srms_norm_":
+                assert face.add_srms_norm_(input, residual, eps=eps) is None, "in place returns something"
+                return input, residual
+            case "_srms_norm":
+                return internal._srms_norm(input, residual, eps)
+            case "_add_srms_norm":
+                return internal._add_srms_norm(input, residual, eps)
+            case "_srms_norm_backward":
+                return (internal._srms_norm_backward(*saved),)
+            case "_srms_norm_backward wide":
+                return (internal._srms_norm_backward(*saved, dtype=FLOAT),)
+            case "_srms_norm_backward_pair":
+                return internal._srms_norm_backward_pair(*saved)
+        raise ValueError(self.operator)
 
 
 def draw(seed: int, index: int, *, wide: float = 0.002, large: float = 0.01, compiled: float = 1 / 4000) -> Call:
@@ -295,114 +322,6 @@ def _draw_fault(rng, call: Call) -> None:
     operand = call.operands[name]
     if 0 not in operand.sizes and not operand.lazy and not operand.negated:
         call.fault = (name, rng.random(), rng.random(), rng.choice(FAULTS))
-
-
-# ---- memory
-
-
-class Pool:
-    """Normal numbers with a mean, drawn once: every buffer is a slice."""
-
-    def __init__(self, device: str):
-        generator = torch.Generator().manual_seed(0)
-        numbers = torch.randn(1 << 22, generator=generator, dtype=DOUBLE) + 0.25
-        self.numbers = {DOUBLE: numbers.to(device)}
-        self.numbers |= {dtype: numbers.to(dtype).to(device) for dtype in (HALF, BFLOAT, FLOAT)}
-        self.scales = torch.randint(-(1 << 10), 1 << 10, (1 << 20,), generator=generator).to(device)
-
-    def slice(self, dtype, start: int, count: int) -> Tensor:
-        whole = self.numbers[dtype]
-        if start + count <= whole.numel():
-            return whole[start : start + count]
-        return whole.repeat(-(-(start + count) // whole.numel()))[start : start + count]
-
-
-class Memory:
-    """A call's buffers, as they were and as they are, and the operands that are views of them."""
-
-    def __init__(self, call: Call, pool: Pool):
-        self.operands: dict[str, Tensor] = {}
-        self.before: dict[str, Tensor] = {}
-        self.buffers: list[Tensor] = []
-        if call.shared:
-            self._share(call, pool)
-        else:
-            for name, operand in call.operands.items():
-                self._add(name, operand, pool, call.fault)
-        for name, operand in call.cotangents.items():
-            self._add(name, operand, pool, ())
-
-    def _add(self, name: str, operand: Operand, pool: Pool, fault: tuple) -> None:
-        buffer = _fill(operand, pool, operand.length + operand.margin)
-        view = buffer.as_strided(operand.sizes, operand.strides, operand.offset)
-        if (
-            operand.spread
-            and view.numel()
-            and 0 not in [stride for size, stride in zip(operand.sizes, operand.strides, strict=True) if size > 1]
-        ):
-            leading = (*operand.sizes[:-1], 1) if operand.rows else operand.sizes
-            rows = math.prod(leading)
-            start = operand.start % (1 << 19)
-            exponents = pool.scales[start : start + rows].remainder(2 * operand.spread + 1) - operand.spread
-            view.mul_(torch.exp2(exponents.to(operand.dtype)).view(leading))
-        if fault and fault[0] == name:
-            _break(view, fault)
-        self._keep(name, operand, buffer, buffer.clone())
-
-    def _share(self, call: Call, pool: Pool) -> None:
-        """Filled in the narrowest dtype: pairs of numbers of 16 bits make decent ones of 32."""
-        narrowest = min(call.operands.values(), key=lambda operand: operand.dtype.itemsize)
-        nbytes = max(operand.length * operand.dtype.itemsize for operand in call.operands.values())
-        size = max(operand.dtype.itemsize for operand in call.operands.values())
-        count = (-(-nbytes // size) + 2) * size // narrowest.dtype.itemsize
-        buffer = _fill(narrowest, pool, count)
-        if "rstd" in call.operands:
-            buffer = buffer.abs_()
-        before = buffer.clone()
-        for name, operand in call.operands.items():
-            self._keep(name, operand, buffer.view(operand.dtype), before.view(operand.dtype))
-        self.buffers = [(buffer, before)]
-
-    def _keep(self, name: str, operand: Operand, buffer: Tensor, before: Tensor) -> None:
-        view = buffer.as_strided(operand.sizes, operand.strides, operand.offset)
-        old = before.as_strided(operand.sizes, operand.strides, operand.offset)
-        if operand.negated:
-            view, old = torch._neg_view(view), -old
-        if operand.lazy:
-            view = torch._lazy_clone(view)
-        self.operands[name], self.before[name] = view, old
-        self.buffers.append((buffer, before))
-
-    def untouched(self) -> bool:
-        return all(torch.equal(_bits(now), _bits(before)) for now, before in self.buffers)
-
-
-def _fill(operand: Operand, pool: Pool, count: int) -> Tensor:
-    values = pool.slice(operand.dtype, operand.start, count)
-    if operand.content == "zero":
-        return torch.zeros_like(values)
-    if operand.content == "positive":
-        return values.abs() + 2.0**-6
-    factor = 2.0**operand.scale * (2.0**-12 if operand.content == "small" else 1.0)
-    return values * factor if factor != 1.0 else values.clone()
-
-
-def _break(view: Tensor, fault: tuple) -> None:
-    _, row, place, kind = fault
-    index = [int(row * size) for size in view.shape]
-    index[-1:] = [int(place * size) for size in view.shape[-1:]]
-    if kind == "all bits":
-        bits = torch.iinfo(INTEGERS[view.dtype]).max
-        view.view(INTEGERS[view.dtype])[tuple(index)] = bits
-    else:
-        view[tuple(index)] = float(kind)
-
-
-INTEGERS = {HALF: torch.int16, BFLOAT: torch.int16, FLOAT: torch.int32, DOUBLE: torch.int64}
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.view(INTEGERS[tensor.dtype]) if tensor.dtype in INTEGERS else tensor
 
 
 def program(call: Call) -> str:

@@ -5,19 +5,19 @@ import dataclasses
 
 import fuzz
 import fuzz_calls
-import fuzz_checks
+import fuzz_memory
 import pytest
 import torch
 
 import srmsnorm
 
 SEED, CALLS = 2026, 400
-RIGHT = fuzz_checks.invoke
+RIGHT = fuzz_calls.Call.invoke
 
 
 @pytest.fixture(scope="module")
 def pool():
-    return fuzz_calls.Pool("cpu")
+    return fuzz_memory.Pool("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_the_two_numbers_repeat_a_call(pool):
     for index in (3, 44, 101):
         first, second = (fuzz_calls.draw(SEED, index) for _ in range(2))
         assert first == second and first != fuzz_calls.draw(SEED + 1, index)
-        memories = [fuzz_calls.Memory(call, pool) for call in (first, second)]
+        memories = [fuzz_memory.Memory(call, pool) for call in (first, second)]
         for name, tensor in memories[0].operands.items():
             assert torch.equal(tensor.nan_to_num(), memories[1].operands[name].nan_to_num())
 
@@ -137,5 +137,5 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_planted_fault_is_found(pool, monkeypatch, fault):
-    monkeypatch.setattr(fuzz_checks, "invoke", fault)
+    monkeypatch.setattr(fuzz_calls.Call, "invoke", fault)
     assert any(FAULTS[fault] in message for _, _, message in failures(pool, 5 * CALLS))

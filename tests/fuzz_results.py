@@ -1,0 +1,159 @@
+"""What must hold of the results of a fuzzed call: values against float64, dtypes, shapes, strides, the bits of a row
+alone."""
+
+import math
+from itertools import combinations
+
+import torch
+import truth
+from fuzz_calls import IN_PLACE, Call
+from fuzz_memory import INTEGERS, copy_lying_alike, nests
+from tolerances import backward_bound, output_bound, rstd_bound
+from torch import Tensor
+
+from srmsnorm.reference import accumulation_dtype, default_eps
+
+
+class Failure(AssertionError):
+    """A call that does not do what it should."""
+
+
+class Refused(Exception):
+    """A call that may be refused, was, and wrote nothing."""
+
+
+def require(condition: bool, *message) -> None:
+    if not condition:
+        raise Failure(" ".join(map(str, message)))
+
+
+# ---- values
+
+
+def within(name: str, got: Tensor, want: Tensor, bound: Tensor) -> float:
+    """By element, or by row where there is one bound a row; NaN where the truth is, inf where it overflows."""
+    if got.numel() == 0:
+        return 0.0
+    error = (got.double() - want).abs()
+    by_row = bound.dim() < error.dim()
+    if by_row:
+        error = torch.linalg.vector_norm(error, dim=-1)
+    worst = float((error / bound).amax())
+    if worst <= 1.0:
+        return worst if got.itemsize > 2 else 0.0  # the one rounding to 16 bits takes up to all of a bound
+    largest = torch.finfo(got.dtype).max
+    if by_row:
+        excused = ~want.isfinite().all(-1) | (want.abs().amax(-1) > 0.9 * largest)
+    else:
+        wide = got.double()
+        excused = (wide == want) | (wide.isnan() & want.isnan())
+        excused |= wide.isinf() & (want.abs() >= largest * 1e-3) & (wide.sign() == want.sign())  # terms are larger
+    fraction = torch.where(excused, 0.0, error / bound)
+    worst = float(fraction.amax())
+    if not worst <= 1.0:
+        place = tuple(int(i) for i in torch.unravel_index(fraction.nan_to_num(nan=math.inf).argmax(), fraction.shape))
+        what = "row" if by_row else f"{float(got[place]):.9g} for {float(want[place]):.9g} at"
+        raise Failure(f"{name}: {what} {place} is {worst:.3g} of the bound {float(bound[place]):.3g} away")
+    return worst if got.itemsize > 2 else 0.0
+
+
+def rounded_eps(call: Call) -> float:
+    eps = default_eps(call.dtype) if call.eps is None else call.eps
+    return float(torch.tensor(eps, dtype=accumulation_dtype(call.dtype)))
+
+
+def forward_truth(call: Call, t: dict[str, Tensor]):
+    return truth.forward(t["input"], t.get("residual"), rounded_eps(call))
+
+
+def out_of_range(call: Call, rstd: Tensor) -> bool:
+    """Whether squares overflow: of h, or rstd's, which derivatives of rstd take times what comes in."""
+    most = torch.finfo(accumulation_dtype(call.dtype)).max
+    square = rstd.square()
+    return bool(((square < 4 * call.shape[-1] / most) | (square > most / 1e12)).any())
+
+
+def check_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, float]:
+    if "input" not in t:
+        t = {name: tensor if name == "rstd" else tensor.double() for name, tensor in t.items()}
+        want = truth.backward(t["grad_output"], t["output"], t["rstd"], t.get("grad_sum"))
+        return {name: within(name, grad, want, backward_bound(want, grad.dtype, **t)) for name, grad in got.items()}
+    y, _, rstd = forward_truth(call, t)
+    if out_of_range(call, rstd[rstd.square() < 1]):
+        return {}
+    worst = {"output": within("output", got["output"], y, output_bound(y, call.dtype))}
+    if "rstd" in got:
+        worst["rstd"] = within("rstd", got["rstd"], rstd, rstd_bound(rstd, got["rstd"].dtype, call.shape[-1]))
+    if "sum" in got:
+        check_equal("sum", got["sum"], truth.rounded_sum(t["input"], t["residual"]))
+        worst["sum"] = 0.0
+    return worst
+
+
+def check_equal(name: str, got: Tensor, want: Tensor) -> None:
+    require(
+        torch.equal(got, want) or bool(((got == want) | (got.isnan() & want.isnan())).all()),
+        f"{name}: not equal to what it should be, exactly",
+    )
+
+
+# ---- forms
+
+
+def check_forms(call: Call, got: dict[str, Tensor], t: dict[str, Tensor], strides: bool = True) -> None:
+    for name, tensor in got.items():
+        require(tensor.dtype == call.result_dtype(name), name, "has dtype", tensor.dtype)
+        shape = call.shape[:-1] if name == "rstd" else call.shape
+        require(tensor.shape == shape, name, "has shape", tuple(tensor.shape))
+        if strides and tensor.numel():
+            like = {"output": "input", "sum": "residual"}.get(name, "output")
+            check_strides(name, tensor, None if name == "rstd" else t[like])
+
+
+def check_strides(name: str, tensor: Tensor, like: Tensor | None) -> None:
+    """Of a tensor without gaps; in the order of its operand's dimensions, and the very strides of one without gaps.
+    An operand whose last dimension's stride is not 1 is copied; no order is asked of one that overlaps itself."""
+    strides = tensor.stride()
+    if like is None or (like.shape[-1] > 1 and like.stride(-1) != 1):
+        require(tensor.is_contiguous(), name, "is not contiguous, strides", strides)
+        return
+    sizes, given = tensor.shape, like.stride()
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    require(nests(sizes, strides) and reach == tensor.numel(), name, "has gaps, strides", strides)
+    require(sizes[-1] == 1 or strides[-1] == 1, name, "has rows of another stride", strides)
+    if not nests(sizes, given):
+        return
+    if 1 + sum((size - 1) * stride for size, stride in zip(sizes, given, strict=True)) == tensor.numel():
+        require(strides == given, name, "has strides", strides, "beside an operand's", given)
+    for a, b in combinations([d for d, size in enumerate(sizes) if size > 1], 2):
+        require((strides[a] < strides[b]) == (given[a] < given[b]), name, "has another order", strides, given)
+
+
+# ---- a row alone
+
+
+def check_row_alone(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> None:
+    """The same bits, alone and on one thread. On a GPU where every row has the alignment of the first."""
+    rows = math.prod(call.shape[:-1])
+    if rows < 2 or call.shape[-1] == 0:
+        return
+    tensors = [*t.items(), *got.items()]
+    if t[next(iter(t))].is_cuda and any(
+        stride * tensor.itemsize % 16
+        for name, tensor in tensors
+        if name != "rstd"
+        for size, stride in zip(tensor.shape[:-1], tensor.stride(), strict=False)
+        if size > 1
+    ):
+        return
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(int(call.row * rows)), call.shape[:-1]))
+    torch.set_num_threads(1)
+    alone = {name: tensor[index] for name, tensor in t.items()}
+    if call.operator == IN_PLACE:
+        if any(operand.negated for operand in call.operands.values()):
+            return  # computed in copies, which lie as they like, and whose NaNs have the other sign
+        alone = {name: copy_lying_alike(tensor) for name, tensor in alone.items()}
+    for (name, whole), row in zip(got.items(), call.invoke(alone), strict=True):
+        integers = INTEGERS[row.dtype]
+        same = torch.equal(whole[index].contiguous().view(integers), row.view(integers))
+        require(same, f"{name}: row {index} alone has other bits")

@@ -1,0 +1,255 @@
+"""The headers of csrc/cuda in programs of their own: they compile, and what they decide at compile time."""
+
+import pathlib
+import runpy
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+import srmsnorm
+
+ROOT = pathlib.Path(srmsnorm.__file__).parents[1]
+
+INSTANCES = """
+#include "{csrc}/cuda/backward.cuh"
+#include "{csrc}/cuda/forward.cuh"
+using namespace srmsnorm;
+using F = Forward<__nv_bfloat16, float>;
+using B = Backward<__nv_bfloat16, float, true>;
+#define INSTANCE(Op, flat, ...) \\
+  template __global__ void srmsnorm::row_kernel<Op, __VA_ARGS__>(const __grid_constant__ Op::Args<flat>)
+INSTANCE(F, false, 2, Sharing::Lanes, false, Reading::Once);
+INSTANCE(F, true, 4, Sharing::Warps, true, Reading::Kept);
+INSTANCE(F, false, 2, Sharing::Warps, false, Reading::Shifted);
+INSTANCE(B, true, 8, Sharing::Blocks, true, Reading::Once);
+INSTANCE(B, false, 2, Sharing::Blocks, false, Reading::Twice);
+"""
+
+
+@pytest.fixture
+def nvcc(tmp_path):
+    """Compiles a file, or a program's text, with such options; to what the last one names."""
+    setup = ROOT / "setup.py"
+    home = runpy.run_path(str(setup))["find_toolkit"]() if setup.exists() and torch.version.cuda else None
+    if home is None:
+        pytest.skip("needs nvcc and the source tree")
+
+    def compile(program, *options, to):
+        if isinstance(program, str):
+            source = tmp_path / "program.cu"
+            source.write_text(program.format(csrc=ROOT / "csrc"))
+            program = source
+        command = [home / "bin/nvcc", "-std=c++20", *options, program, "-o", to]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return to
+
+    return compile
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_89", "sm_90", "sm_120"])
+def test_kernels_compile_for_other_architectures(architecture, nvcc, tmp_path):
+    """With clusters and without; what a build compiles is one architecture alone."""
+    nvcc(INSTANCES, f"-arch={architecture}", "-ptx", to=tmp_path / "instances.ptx")
+
+
+def check_compiles(program, tmp_path):
+    """Its static_asserts hold."""
+    csrc = ROOT / "csrc"
+    if not csrc.exists() or shutil.which("c++") is None:
+        pytest.skip("needs a compiler and the source tree")
+    source = tmp_path / "program.cpp"
+    source.write_text(program.format(csrc=csrc))
+    done = subprocess.run(["c++", "-std=c++20", "-fsyntax-only", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+TABLE = """
+#include "{csrc}/cuda/instances.h"
+using namespace srmsnorm;
+// By threads of a row, vectors, cluster, and whether it is read twice or shifted.
+constexpr LaunchPlan plan(int threads, int vectors, int cluster, bool twice, bool shifted) {{
+  return {{8, threads, 1, vectors, cluster, twice, shifted, shifted}};
+}}
+constexpr bool exists(LaunchPlan plan, Reading reading, Chunks chunks) {{ return has_instance(plan, reading, chunks); }}
+constexpr Chunks one = chunks_of(ForwardOperands<int>{{2}}), two = chunks_of(ForwardOperands<int>{{2, 2}});
+constexpr Chunks backward = chunks_of(BackwardOperands<int>{{2, 2}});
+constexpr Chunks late = chunks_of(BackwardOperands<int>{{2, 2, 0, 4}});
+static_assert(one.all == 1 && two.all == 2 && backward.all == 2 && !backward.late && late.all == 4 && late.late == 2);
+static_assert(every_plan_has_an_instance(one) && every_plan_has_an_instance(two));
+static_assert(every_plan_has_an_instance(backward) && every_plan_has_an_instance(late));
+static_assert(exists(plan(128, 4, 16, false, false), Reading::Once, one));
+static_assert(!exists(plan(128, 4, 16, false, false), Reading::Once, backward));     // not of backward
+static_assert(!exists(plan(128, 3, 1, false, false), Reading::Once, one));           // not with so many vectors
+static_assert(!exists(plan(128, 8, 1, false, true), Reading::Shifted, one));         // not shifted
+static_assert(exists(plan(32, 3, 1, false, false), Reading::Kept, two));
+static_assert(!exists(plan(32, 3, 1, false, false), Reading::Kept, one));            // not worth it
+static_assert(!exists(plan(32, 2, 1, false, false), Reading::Kept, late));
+int main() {{}}
+"""
+
+
+def test_the_table_of_instances(tmp_path):
+    """A plan without an instance does not compile: the launcher asserts the same of every kernel."""
+    check_compiles(TABLE, tmp_path)
+
+
+RESIDENT = """
+#include <type_traits>
+#include "{csrc}/cuda/hints.h"
+using namespace srmsnorm;
+constexpr Gpu gpu{{0, 90, 132, 228 << 10}};
+constexpr bool stand(int blocks, int asked) {{ return blocks * (shared_bytes_for(asked, gpu) + 1280) <= 228 << 10; }}
+template <int... blocks>
+constexpr bool just_so_many = ((stand(blocks, blocks) && !stand(blocks + 1, blocks)) && ...);
+static_assert(just_so_many<1, 2, 3, 4, 5, 6, 7, 8>);  // 1024 and 256 bytes: what a kernel has besides, and more
+static_assert(shared_bytes_for(1, gpu) <= 227 << 10);  // of one block
+constexpr Chunks reads(int input, int residual) {{ return chunks_of(ForwardOperands<int>{{input, residual}}); }}
+constexpr Chunks one = reads(2, 0), two = reads(2, 2), mixed = reads(2, 4);
+static_assert(resident_blocks(128, false, two, false) == 0 && resident_blocks(512, false, one, false) == 6);
+static_assert(resident_blocks(375, false, two, false) == 4 && resident_blocks(2048, false, two, false) == 1);
+static_assert(resident_blocks(375, false, mixed, true) == 3 && resident_blocks(2048, true, two, false) == 0);
+// A plan that knew the rows could change bits with them.
+static_assert(std::is_same_v<decltype(plan_launch), LaunchPlan(int64_t, int, Chunks, Alignment, const Gpu&)>);
+int main() {{}}
+"""
+
+
+def test_so_many_blocks_stand_on_a_multiprocessor(tmp_path):
+    """As many as the launch asks for, and not one more: shared memory that they do not use is what keeps them away."""
+    check_compiles(RESIDENT, tmp_path)
+
+
+LARGEST = """
+#include "{csrc}/cuda/plan.h"
+using namespace srmsnorm;
+constexpr int largest(int capability, int room) {{
+  return largest_cluster(capability, [=](int cluster) {{ return cluster <= room; }});
+}}
+static_assert(largest(90, 16) == 16 && largest(90, 15) == 8 && largest(90, 8) == 8 && largest(90, 7) == 4);
+static_assert(largest(90, 3) == 2 && largest(90, 1) == 1 && largest(90, 0) == 1 && largest(100, 100) == 16);
+static_assert(largest(89, 16) == 1 && largest(80, 16) == 1);  // of the GPU, or of what the code was compiled for
+constexpr int asked(int room) {{
+  int times = 0;
+  largest_cluster(120, [&](int cluster) {{ return times++, cluster <= room; }});
+  return times;
+}}
+static_assert(asked(16) == 1 && asked(8) == 2 && asked(1) == 4);
+constexpr int cluster(int64_t dim, int largest) {{
+  Gpu gpu;
+  gpu.largest_cluster = largest;
+  return plan_launch(dim, 2, chunks_of(ForwardOperands<int>{{2}}), Alignment::Whole, gpu).cluster;
+}}
+template <int... dims>  // rows for which the largest cluster is not asked have the same plan with any
+constexpr bool not_asked = ((is_wide(dims, 2) || cluster(dims, 1) == cluster(dims, 16)) && ...);
+static_assert(not_asked<1, 8, 768, 4096, 8192, 16376, 16384, 16391, 16392> && is_wide(16392, 2) && !is_wide(16391, 2));
+static_assert(cluster(16392, 1) == 1 && cluster(16392, 16) == 4 && cluster(16392, 2) == 2);
+int main() {{}}
+"""
+
+
+def test_the_largest_cluster(tmp_path):
+    """What is decided from what a context has room for; the GPU is asked in test_part_of_a_gpu.py."""
+    check_compiles(LARGEST, tmp_path)
+
+
+ASK = """
+#include "{csrc}/cuda/gpu.cu"
+#include <cstdio>
+int main() {{
+  srmsnorm::Gpu gpu;
+  if (auto error = srmsnorm::cuda::describe(0, gpu)) return error;
+  if (auto error = srmsnorm::cuda::find_largest_cluster(nullptr, gpu)) return error;
+  std::printf("%d %d", gpu.capability, gpu.largest_cluster);
+}}
+"""
+
+
+def ask(program):
+    """(compute capability, largest cluster) as a program finds them."""
+    return tuple(map(int, subprocess.run([program], capture_output=True, check=True).stdout.split()))
+
+
+def test_a_program_that_asks_compiles(nvcc, tmp_path):
+    nvcc(ASK, "-arch=sm_90", to=tmp_path / "ask")
+
+
+def test_code_for_older_gpus_has_no_clusters(cuda, nvcc, tmp_path):
+    """Compiled for one without, as PTX that the driver compiles for this one: no cluster is larger than a block."""
+    major, minor = torch.cuda.get_device_capability()
+    largest = 1 if major < 9 else 16 if major <= 10 else 8
+    own = nvcc(ASK, f"-arch=sm_{major}{minor}", to=tmp_path / "own")
+    assert ask(own) == (10 * major + minor, largest)
+    older = nvcc(ASK, "-gencode=arch=compute_80,code=compute_80", to=tmp_path / "older")
+    assert ask(older) == (10 * major + minor, 1)
+
+
+HINTS = """
+#include "{csrc}/cuda/hints.h"
+using namespace srmsnorm;
+constexpr Gpu gpu_of(int capability, int multiprocessors, int64_t mhz, int bits) {{
+  Gpu gpu{{0, capability, multiprocessors, 228 << 10, 50 << 20}};
+  gpu.bandwidth = 2 * mhz * 1000000 * bits / 8;
+  return gpu;
+}}
+constexpr Gpu h100 = gpu_of(90, 132, 2619, 5120), h200 = gpu_of(90, 132, 3201, 6144);
+constexpr Gpu others[] = {{gpu_of(80, 108, 1593, 5120), gpu_of(89, 142, 9001, 384), gpu_of(90, 114, 1593, 5120),
+                          gpu_of(90, 132, 2619, 6144), gpu_of(100, 148, 3996, 8192), gpu_of(90, 16, 2619, 5120),
+                          gpu_of(90, 132, 0, 5120), gpu_of(100, 132, 2619, 5120), Gpu{{}}}};
+constexpr LaunchHints hints(const Gpu& gpu, int64_t dim, int read, int written, int64_t rows = 1 << 30,
+                            bool same = false) {{
+  auto plan = plan_launch(dim, 2, chunks_of(ForwardOperands<int>{{2}}), Alignment::Whole, gpu);
+  return launch_hints(gpu, plan, {{rows, 2 * dim * read, 2 * dim * written, same}});
+}}
+constexpr bool is(LaunchHints hints, bool kept, bool apart) {{ return hints.kept == kept && hints.apart == apart; }}
+constexpr bool everywhere(const Gpu& gpu, bool balanced, bool others, bool in_a_warp, bool apart) {{
+  for (int64_t dim : {{64, 96, 2048, 4096, 6144, 8192, 16384}})
+    for (int read : {{1, 2, 3}})
+      for (int written : {{1, 2}}) {{
+        bool kept = dim < 1000 ? in_a_warp : read == written ? balanced : others;
+        if (!is(hints(gpu, dim, read, written), kept, apart)) return false;
+        if (!is(hints(gpu, dim, read, written, 16), false, false)) return false;             // fits the L2
+        if (!is(hints(gpu, dim, read, written, 1 << 30, true), false, false)) return false;  // expanded
+      }}
+  return true;
+}}
+static_assert(everywhere(h100, true, true, true, true) && everywhere(h200, true, false, false, false));
+constexpr bool nothing_elsewhere() {{
+  for (const auto& gpu : others)
+    if (!everywhere(gpu, false, false, false, false)) return false;
+  return true;
+}}
+static_assert(nothing_elsewhere());
+// A prefetch goes 2 MB ahead on all, 4 MB beside few writes.
+static_assert(hints(h100, 65536, 1, 1).ahead == 16 && hints(h200, 65536, 2, 1).ahead == 8);
+static_assert(hints(Gpu{{}}, 65536, 3, 1).ahead == 10 && hints(h100, 1 << 22, 1, 1).ahead == 1);
+int main() {{}}
+"""
+
+
+def test_hints_of_a_gpu(tmp_path):
+    """Measured cards have their row, by what a multiprocessor has to move; any other, one that costs nothing."""
+    check_compiles(HINTS, tmp_path)
+
+
+def test_the_tuner_compiles(nvcc, tmp_path):
+    """With one number of vectors; it includes the kernels' headers."""
+    defines = ["-DELEMENT=bfloat16", "-DBESIDE=float", "-DVECTORS=2"]
+    nvcc(ROOT / "benchmarks/tune.cu", "-arch=sm_90", *defines, "-ptx", to=tmp_path / "tune.ptx")
+
+
+BYTES = pathlib.Path(__file__).with_name("narrow_results.cu")
+
+
+def test_an_epilogue_of_bytes_compiles(nvcc, tmp_path):
+    nvcc(BYTES, "-arch=sm_90", "-ptx", to=tmp_path / "bytes.ptx")
+
+
+def test_an_epilogue_of_bytes(cuda, nvcc, tmp_path):
+    """A row is reduced to two numbers, and results are narrower than a vector, at any address and in every launch."""
+    major, minor = torch.cuda.get_device_capability()
+    program = nvcc(BYTES, f"-arch=sm_{major}{minor}", to=tmp_path / "bytes")
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("done\n", "")
