@@ -1,0 +1,83 @@
+"""Programs that are saved, which together hold every operator.
+
+``python tests/saved_programs.py NAME`` wrote ``tests/data/NAME.pt2`` (the program) and ``NAME.pt`` (its inputs and
+results), with torch 2.11 and srmsnorm 0.1.0: ``operators`` before ``_srms_norm_backward`` became a choice between two
+other operators, ``later`` after that. They show that programs stay loadable, so write another pair of files beside them
+rather than these again. ``schemas.txt`` is what the operators were when programs were first saved with them: its lines
+stay, too."""
+
+import pathlib
+import sys
+
+import torch
+
+import srmsnorm  # noqa: F401  the operators
+
+FOLDER = pathlib.Path(__file__).parent / "data"
+SCHEMAS = FOLDER / "schemas.txt"
+
+
+def files(name: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """The program's, and that of its inputs and results."""
+    return FOLDER / f"{name}.pt2", FOLDER / f"{name}.pt"
+
+
+class Every(torch.nn.Module):
+    """With every operator that gradients went through."""
+
+    def forward(self, x, stream, g, gh):
+        ops = torch.ops.srmsnorm
+        y, sum = ops.add_srms_norm(x, stream, eps=1e-3)
+        z, rstd = ops._srms_norm(x, stream, 1e-3)
+        _, more, r = ops._add_srms_norm(y, sum, None)
+        return (
+            ops.srms_norm(x),
+            ops.srms_norm(x, stream, eps=1e-3),
+            y,
+            sum,
+            z,
+            rstd,
+            more,
+            r,
+            ops._srms_norm_backward(g, z, rstd),
+            ops._srms_norm_backward(g, z, rstd, gh),
+            ops._srms_norm_backward(g, z, rstd, dtype=torch.bfloat16),
+            ops._srms_norm_backward(g, z, rstd, dtype=torch.float32),
+            ops._srms_norm_backward(g, z, rstd, gh, dtype=torch.float32),
+            *ops._srms_norm_backward_pair(g, z, rstd),
+            *ops._srms_norm_backward_pair(g, z, rstd, gh),
+        )
+
+
+class Later(torch.nn.Module):
+    """What that one lacks: the operator in place, and those of a gradient each."""
+
+    def forward(self, x, stream, g, gh):
+        ops = torch.ops.srmsnorm
+        z, rstd = ops._srms_norm(x, stream, 1e-3)
+        y, sum = x * 2, stream * 2
+        ops.add_srms_norm_(y, sum, eps=1e-3)
+        return (
+            y,
+            sum,
+            ops._srms_norm_backward_input(g, z, rstd),
+            ops._srms_norm_backward_input(g, z, rstd, gh),
+            ops._srms_norm_backward_residual(g, z, rstd),
+            ops._srms_norm_backward_residual(g, z, rstd, gh),
+        )
+
+
+PROGRAMS = {"operators": Every, "later": Later}
+
+
+def operands() -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    narrow, wide = torch.bfloat16, torch.float32
+    return tuple(torch.randn(3, 16).to(dtype) for dtype in (narrow, wide, narrow, wide))
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        program, tensors = files(name)
+        torch.export.save(torch.export.export(PROGRAMS[name](), operands()), program)
+        torch.save((operands(), PROGRAMS[name]()(*operands())), tensors)
