@@ -11,6 +11,22 @@ enum class DType : int8_t { Half, BFloat16, Float, Double };
 constexpr bool is_16_bit(DType dtype) { return dtype == DType::Half || dtype == DType::BFloat16; }
 constexpr int size_of(DType dtype) { return dtype == DType::Double ? 8 : dtype == DType::Float ? 4 : 2; }
 
+// f with an element of that dtype; those of 16 bits are the device's own types.
+template <class Half, class BFloat16, class F>
+auto with_type(DType dtype, F f) {
+  switch (dtype) {
+    case DType::Half:
+      return f(Half());
+    case DType::BFloat16:
+      return f(BFloat16());
+    case DType::Float:
+      return f(float());
+    case DType::Double:
+      return f(double());
+  }
+  __builtin_unreachable();
+}
+
 // Leading dimensions are merged as far as every operand allows; what is left after this many is looped over by the
 // caller.
 constexpr int kMaxLevels = 4;

@@ -26,14 +26,14 @@ const Sweeps& sweeps() {
 // A row is never split, so its bits know nothing of threads. A task is worth a thread from 32768 elements on
 // (at::internal's grain size).
 template <class Args>
-void over_rows(Sweep<Args> sweep, const Args& args) {
+void in_parallel(Sweep<Args> sweep, const Args& args) {
   auto grain = std::max<int64_t>(1, 32768 / args.space.dim);
   at::parallel_for(0, args.space.rows, grain, [&](int64_t first, int64_t last) { sweep(args, first, last); });
 }
 
 }  // namespace
 
-void forward(const ForwardArgs& args) { over_rows(sweeps().forward(args), args); }
-void backward(const BackwardArgs& args) { over_rows(sweeps().backward(args), args); }
+void forward(const ForwardArgs& args) { in_parallel(sweeps().forward(args), args); }
+void backward(const BackwardArgs& args) { in_parallel(sweeps().backward(args), args); }
 
 }  // namespace srmsnorm::cpu

@@ -113,23 +113,7 @@ SRMSNORM_TARGET void sweep(const Args& args, int64_t first_row, int64_t last_row
   }
 }
 
-// Calls f with an element type for each dtype.
-template <class F>
-auto with_type(DType dtype, F f) {
-  switch (dtype) {
-    case DType::Half:
-      return f(Half());
-    case DType::BFloat16:
-      return f(BFloat16());
-    case DType::Float:
-      return f(float());
-    case DType::Double:
-      return f(double());
-  }
-  __builtin_unreachable();
-}
-
-// The same for an operand that is absent, T, or float beside a T of 16 bits.
+// Calls f with an element of an operand that is absent, T, or float beside a T of 16 bits.
 template <class T, class F>
 auto with_type_beside(const Rows& rows, DType dtype, F f) {
   if (!rows.data) return f(Absent());
@@ -140,7 +124,7 @@ auto with_type_beside(const Rows& rows, DType dtype, F f) {
 }
 
 Sweep<ForwardArgs> select_forward(const ForwardArgs& args) {
-  return with_type(args.main().dtype, [&]<class T>(T) {
+  return with_type<Half, BFloat16>(args.main().dtype, [&]<class T>(T) {
     return with_type_beside<T>(args.residual, args.input.dtype, [&]<class R>(R) -> Sweep<ForwardArgs> {
       if (kPresent<R> && args.sum.data) return sweep<Forward<Source<T, R>, Normalized<T, R>>>;
       return sweep<Forward<Source<T, R>, Normalized<T, Absent>>>;
@@ -149,7 +133,7 @@ Sweep<ForwardArgs> select_forward(const ForwardArgs& args) {
 }
 
 Sweep<BackwardArgs> select_backward(const BackwardArgs& args) {
-  return with_type(args.main().dtype, [&]<class T>(T) {
+  return with_type<Half, BFloat16>(args.main().dtype, [&]<class T>(T) {
     return with_type_beside<T>(args.grad_sum, args.output.dtype, [&]<class G>(G) {
       return with_type_beside<T>(args.grad_residual, args.output.dtype, [&]<class R>(R) -> Sweep<BackwardArgs> {
         if constexpr (kPresent<R>) {

@@ -22,7 +22,8 @@ cudaError_t launch_backward(const BackwardArgs& args, const Gpu& gpu, cudaStream
 }  // namespace
 
 cudaError_t cuda::backward(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
-  return with_type(args.output.dtype, [&]<class T>(T) { return launch_backward<T>(args, gpu, stream); });
+  return with_type<half, bfloat16>(args.output.dtype,
+                                   [&]<class T>(T) { return launch_backward<T>(args, gpu, stream); });
 }
 
 }  // namespace srmsnorm

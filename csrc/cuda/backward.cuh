@@ -9,6 +9,7 @@ template <class T, class S, bool has_sum>
 struct Backward {
   using Element = T;
   using Accumulator = accumulate_t<T>;
+  using Total = Accumulator;
   static constexpr bool kMixed = !std::is_same_v<T, S>;  // else both inputs get the one gradient
   using Call = BackwardArgs;
   using Operands =

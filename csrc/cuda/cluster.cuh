@@ -1,6 +1,7 @@
 // Thread block clusters: who a block is in its cluster, and one exchange of a value between all blocks.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "plan.h"
 
@@ -85,13 +86,16 @@ struct Exchange {
   __device__ __forceinline__ void send(T value, int rank, int peer) {
 #if SRMSNORM_CLUSTERS
     uint32_t to = address_of_peer(&of_block[rank], peer), arrival = address_of_peer(&barrier, peer);
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+    std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t> bits;
+    memcpy(&bits, &value, sizeof(T));
     if constexpr (sizeof(T) == 4)
-      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
-                   "r"(__float_as_int(value)), "r"(arrival)
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to), "r"(bits),
+                   "r"(arrival)
                    : "memory");
     else
-      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(to),
-                   "l"(__double_as_longlong(value)), "r"(arrival)
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(to), "l"(bits),
+                   "r"(arrival)
                    : "memory");
 #endif
   }

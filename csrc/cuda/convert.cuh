@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../row_args.h"
-
 namespace srmsnorm {
 
 using half = __half;
@@ -18,22 +16,6 @@ constexpr bool kIs16Bit = std::is_same_v<T, half> || std::is_same_v<T, bfloat16>
 
 template <class T>
 using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// Calls f with an element of the type.
-template <class F>
-auto with_type(DType dtype, F f) {
-  switch (dtype) {
-    case DType::Half:
-      return f(half());
-    case DType::BFloat16:
-      return f(bfloat16());
-    case DType::Float:
-      return f(float());
-    case DType::Double:
-      return f(double());
-  }
-  __builtin_unreachable();
-}
 
 // The intrinsics, not the operators: torch's builds disable the implicit conversions.
 __device__ __forceinline__ float widen(half x) { return __half2float(x); }

@@ -14,11 +14,16 @@ __device__ __forceinline__ float reciprocal_root(float x) {
   return isfinite(error) ? fmaf(.5f * r, error, r) : r;
 }
 
-// The epilogue that writes y, and beside a residual the sum.
-template <class Source>
+// The epilogue that writes y, and beside a residual the sum. What an epilogue says:
+//   Operands                     all of the call's, the source's first
+//   Total, term(h)               what a row is reduced to, and a vector's part of it
+//   squares(total)               the sum of squares in it
+//   reduced(total, r)            what it keeps of both
+//   open_rest, store_rows        as an Op's
+template <class Source, class Output = typename Source::Element>
 struct Normalized {
-  using T = typename Source::Element;
   using Accumulator = typename Source::Accumulator;
+  using Total = Accumulator;
   using Residual = typename Source::Residual;
   using Call = ForwardArgs;
   using Operands = join<typename Source::Operands, OperandList<&Call::output>, OperandIf<Source::kResidual, &Call::sum>,
@@ -26,14 +31,22 @@ struct Normalized {
   static constexpr int kOutput = Operands::index(&Call::output), kSum = Operands::index(&Call::sum),
                        kRstd = Operands::index(&Call::rstd);
 
-  T* output;
+  Output* output;
   Residual* sum;
   bool writes_sum = false;
+
+  template <int N>
+  static __device__ __forceinline__ Total term(const Accumulator (&h)[N]) {
+    return dot(h, h);
+  }
+
+  static __device__ __forceinline__ Accumulator squares(Total total) { return total; }
+  __device__ __forceinline__ void reduced(Total, Accumulator) {}
 
   template <class Args>
   __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
     RowOffsets<Args, kOutput, kRstd> offset(args, row);
-    output = offset.template in<T>(args, kOutput);
+    output = offset.template in<Output>(args, kOutput);
     if constexpr (Source::kResidual) {
       sum = offset.template in<Residual>(args, kSum);
       writes_sum = args.of(kSum).data;
@@ -52,20 +65,20 @@ struct Normalized {
       Accumulator y[N];
 #pragma unroll
       for (int i = 0; i < N; i++) y[i] = h[i] * r;
-      Vector<T, N> out;
+      Vector<Output, N> out;
       out.set(y);
       f(out, output);
     }
   }
 };
 
-template <class Source, template <class> class EpilogueOf>
-struct ForwardOp : Source, EpilogueOf<Source> {
-  using Epilogue = EpilogueOf<Source>;
+template <class Source, class Epilogue>
+struct ForwardOp : Source, Epilogue {
   using T = typename Source::Element;
   using Accumulator = typename Source::Accumulator;
   using Call = ForwardArgs;
   using Operands = typename Epilogue::Operands;
+  using Total = typename Epilogue::Total;
   static constexpr int kRstd = Operands::index(&Call::rstd);
   template <bool flat>
   using Args = KernelArgs<flat, Operands, Source::Operands::kCount, Accumulator>;
@@ -81,17 +94,18 @@ struct ForwardOp : Source, EpilogueOf<Source> {
   __device__ __forceinline__ void each_late(Held&, F) const {}
 
   template <class Held>
-  __device__ __forceinline__ Accumulator term(const Held& held) const {
-    return dot(held.h, held.h);
+  __device__ __forceinline__ Total term(const Held& held) const {
+    return Epilogue::term(held.h);
   }
 
   template <class Args>
-  __device__ __forceinline__ void finish(Accumulator total, const Args& args) {
-    mean = fma(total, args.inverse_dim, args.eps);
+  __device__ __forceinline__ void finish(Total total, const Args& args) {
+    mean = fma(Epilogue::squares(total), args.inverse_dim, args.eps);
     if constexpr (kIs16Bit<T>)
       r = rsqrtf(mean);  // 2 ulp of float are nothing in 16 bits: 64 x 16384 with residual 4.58 us, with the step 4.75
     else
       r = reciprocal_root(mean);
+    Epilogue::reduced(total, r);
   }
 
   template <class Args>
@@ -109,6 +123,6 @@ struct ForwardOp : Source, EpilogueOf<Source> {
 
 // R: the residual's type; void where there is none.
 template <class T, class R>
-using Forward = ForwardOp<Source<T, R>, Normalized>;
+using Forward = ForwardOp<Source<T, R>, Normalized<Source<T, R>>>;
 
 }  // namespace srmsnorm

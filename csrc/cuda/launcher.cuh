@@ -41,12 +41,13 @@ inline bool in_phase(const RowSpace& space, const Rows& rows, const Rows* first)
   return yes;
 }
 
+// Results narrower than the main operand are stored at any address.
 template <class Call>
 Alignment alignment_of(const Call& call) {
   bool whole = true, together = true;
   Call::zip(
       [&](Use use, const Rows& rows) {
-        if (!use.whole_row) return;
+        if (!use.whole_row || (use.written && size_of(rows.dtype) < size_of(call.main().dtype))) return;
         whole = whole && in_phase(call.space, rows, nullptr);
         together = together && (whole || in_phase(call.space, rows, &call.main()));
       },
@@ -87,9 +88,11 @@ Kernel<Op, false> general_kernel(const LaunchPlan& plan) {
       return instance_of<Op, false, Reading::Twice>(plan);
     case Reading::Shifted:
       return instance_of<Op, false, Reading::Shifted>(plan);
-    default:
+    case Reading::Once:
+    case Reading::Kept:
       return instance_of<Op, false, Reading::Once>(plan);
   }
+  __builtin_unreachable();
 }
 
 // Dynamic shared memory of a block, and the most that its instance of the kernel may ask for, whatever the row: calls

@@ -2,10 +2,12 @@
 #pragma once
 #include "cluster.cuh"
 #include "plan.h"
+#include "totals.cuh"
 
 namespace srmsnorm {
 
-// The threads that share a row: blockDim.x of each block. T: what they reduce; most: the largest blockDim.x.
+// The threads that share a row: blockDim.x of each block. T: what they reduce (totals.cuh); most: the largest
+// blockDim.x.
 template <class T, Sharing sharing, int most>
 struct RowGroup {
   static constexpr bool kClustered = sharing == Sharing::Blocks;
@@ -30,7 +32,7 @@ struct RowGroup {
   __device__ __forceinline__ T reduce(T value) const {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
-      T other = __shfl_xor_sync(~0u, value, offset);
+      T other = from_lane_xor(value, offset);
       if (sharing != Sharing::Lanes || offset < blockDim.x) value += other;
     }
     if constexpr (sharing != Sharing::Lanes) value = reduce_over_warps(value);

@@ -2,7 +2,8 @@
 //
 // An Op is what one thread does with what it holds of its row; forward.cuh and backward.cuh have one each:
 // clang-format off
-//   Element, Accumulator        of input and output; of the reduction
+//   Element, Accumulator        of the main operand; of what is computed
+//   Total                       what a row is reduced to (totals.cuh)
 //   Call, Operands, Args<flat>  what is called, an OperandList of it, and a KernelArgs
 //   kElements, kChunks          of a vector: its elements, and what is read for it
 //   kBesideSize                 bytes of an element of residual and sum
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
   static_assert(reading != Reading::Kept || (flat && Op::kChunks.late == 0),
                 "release knows nothing of edges and of what the reduction does not need");
   using Index = std::conditional_t<twice, int64_t, int>;  // a row that fits registers has no 2^31 elements
-  const RowGroup<typename Op::Accumulator, sharing, kMostThreadsOf<Op, vectors, sharing, reading>> group;
+  const RowGroup<typename Op::Total, sharing, kMostThreadsOf<Op, vectors, sharing, reading>> group;
   const int64_t row = group.row();
   const bool active = sharing != Sharing::Lanes || row < args.rows;  // the others still take part in the reduction
   const Index dim = active ? args.dim : 0, thread = group.thread(), threads = group.size();
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
   constexpr bool staged = clustered && !twice && Op::kChunks.late > 0;
   Tile<Op, vectors, sharing, reading, staged> tile;
 
-  typename Op::Accumulator total = 0;
+  typename Op::Total total{};
   Edges<Op> edge;
   auto add_edges = [&] {
     if constexpr (!flat) {

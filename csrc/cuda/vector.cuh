@@ -133,6 +133,33 @@ struct alignas(16) Vector {
   }
 };
 
+// Fewer than 16 bytes: a result narrower than what it is made of. Stored in one piece where it is aligned to its size.
+template <class T, int N>
+  requires(!std::is_void_v<T> && N > 1 && N * sizeof(T) < 16)
+struct Vector<T, N> {
+  struct alignas(N * sizeof(T)) Elements {
+    T of[N];
+  } elements;
+
+  template <class Index>
+  __device__ __forceinline__ void store(T* to, const Place<Index>& place) const {
+    if (place.left <= 0) return;
+    if (reinterpret_cast<uintptr_t>(to) % sizeof(Elements) == 0) {
+      *reinterpret_cast<Elements*>(to) = elements;
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) to[i] = elements.of[i];
+  }
+
+  template <class Index>
+  __device__ __forceinline__ void store_shifted(T* to, int, const Place<Index>& place) const {
+    store(to, place);
+  }
+
+  __device__ __forceinline__ void set(const accumulate_t<T> (&from)[N]) { narrow(from, elements.of); }
+};
+
 // One element.
 template <class T>
 struct Vector<T, 1> {
