@@ -111,7 +111,7 @@ float time_of(const Call& call, Candidate& c) {
   LaunchPlan plan{16 / sizeof(T), c.threads, c.rows, c.vectors, c.cluster, false, false, !flat};
   auto hints = launch_hints(this_gpu(), plan, traffic_of(call));
   constexpr bool gains = flat && Op::kChunks.late == 0;
-  bool kept = gains && hints.kept && has_instance(plan, Reading::Kept, Op::kChunks);
+  bool kept = gains && hints.kept && has_instance(plan, Reading::Kept, true, Op::kChunks);
   c.launched = c.resident == kAsLaunched && c.kept == kept;
   int shared = c.resident > 0
                    ? shared_bytes_for(c.resident, this_gpu())

@@ -6,35 +6,16 @@
 //
 // Derivatives of b for a cotangent v:
 //   b_g = b(v, y, r),  b_y = -r (mean(v y) g + mean(y g) v),  b_r = dim (mean(v g) - mean(v y) mean(y g))
-#include <ATen/TensorOperators.h>
+#include "autograd.h"
+
 #include <c10/core/InferenceMode.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
-#include <utility>
-
-#include "ops.h"
-#include "registration.h"
-#include "saved_node.h"
 
 namespace srmsnorm {
 namespace {
 
-using namespace torch::autograd;
-
-constexpr uint64_t kFirstLevel = 0;  // of forward AD; functorch nests by wrapping tensors, not by levels
-
 // ---- formulas in the accumulation type (rstd's), from differentiable operators
-
-Tensor wide(const Tensor& tensor, const Tensor& rstd) { return tensor.to(rstd.scalar_type()); }
-Tensor mean(const Tensor& a, const Tensor& b) { return (a * b).mean(-1, /*keepdim=*/true); }
-at::Scalar dim(const Tensor& tensor) { return tensor.sym_size(-1); }
-
-// In the wider dtype of the two; undefined is zero.
-Tensor plus(const Tensor& a, const Tensor& b) { return !a.defined() ? b : !b.defined() ? a : a + b; }
 
 Tensor cast(const Tensor& tensor, at::ScalarType dtype) { return tensor.defined() ? tensor.to(dtype) : tensor; }
 
@@ -58,7 +39,7 @@ Tensor rstd_gradient(const Tensor& v, const Tensor& y, const Tensor& rstd) {
 // ---- reverse mode
 
 // Of _srms_norm and _add_srms_norm. Saved: y, rstd. Gradients of: y, sum if there is one, rstd.
-struct NormBackward : SavedNode<NormBackward, /*operands=*/2, /*saved_tensors=*/2, /*saves_outputs=*/true> {
+struct NormBackward : SavedNode<NormBackward, /*operands=*/2, /*saved_tensors=*/2, /*first_output=*/0> {
   std::string name() const override { return "SRMSNormBackward"; }
 
   static variable_list backward(const variable_list& grads, const variable_list& saved, const Wanted<2>& wanted) {
@@ -91,8 +72,7 @@ struct NormBackward : SavedNode<NormBackward, /*operands=*/2, /*saved_tensors=*/
 };
 
 // Of the operators that NormBackward calls. Saved: grad_output, y, rstd. Gradients of: each output.
-struct NormDoubleBackward
-    : SavedNode<NormDoubleBackward, /*operands=*/4, /*saved_tensors=*/3, /*saves_outputs=*/false> {
+struct NormDoubleBackward : SavedNode<NormDoubleBackward, /*operands=*/4, /*saved_tensors=*/3, /*first_output=*/3> {
   std::string name() const override { return "SRMSNormDoubleBackward"; }
 
   static variable_list backward(const variable_list& grads, const variable_list& saved, const Wanted<4>& wanted) {
@@ -112,12 +92,6 @@ struct NormDoubleBackward
 };
 
 // ---- forward mode
-
-Tensor tangent(const Tensor& tensor) { return tensor.defined() ? tensor._fw_grad(kFirstLevel) : Tensor(); }
-Tensor primal(const Tensor& tensor) { return tensor._fw_primal(kFirstLevel); }
-void set_tangent(const Tensor& tensor, const Tensor& value) {
-  tensor._set_fw_grad(value, kFirstLevel, /*is_inplace_op=*/false);
-}
 
 // A tangent of one of these is copied on its way to an output: else a change of the output in place would change it.
 Tensor own(const Tensor& value, at::ScalarType dtype, std::initializer_list<Tensor> arguments) {
@@ -152,17 +126,6 @@ void norm_backward_tangents(const Tensor& grad_output, const Tensor& y, const Te
 }
 
 // ---- the Autograd kernels
-
-template <class... Tensors>
-bool needs_derivative(const Tensors&... tensors) {
-  return compute_requires_grad(tensors...) || (isFwGradDefined(tensors) || ...);
-}
-
-template <class Operator, class... Args>
-auto below_autograd(const Operator& op, c10::DispatchKeySet keys, Args&&... args) {
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return op.redispatch(keys & c10::after_autograd_keyset, std::forward<Args>(args)...);
-}
 
 NodeOf<NormBackward> norm_node(const Tensor& input, const MaybeTensor& residual) {
   NodeOf<NormBackward> node;
@@ -266,7 +229,7 @@ void add_srms_norm_bump(c10::DispatchKeySet keys, const Tensor& input, const Ten
 
 }  // namespace
 
-SRMSNORM_KERNELS(Autograd, m){SRMSNORM_EVERY_OPERATOR(SRMSNORM_BY_ITS_NAME)}
+SRMSNORM_KERNELS(Autograd, m){SRMSNORM_NORM_OPERATORS(SRMSNORM_BY_ITS_NAME, SRMSNORM_BY_ITS_NAME)}
 
 SRMSNORM_KERNELS(ADInplaceOrView, m) {
   m.impl("add_srms_norm_", &add_srms_norm_bump);

@@ -1,6 +1,5 @@
-// A backend's kernels for all operators, from its two functions:
-//   Backend::forward(const ForwardTensors&)   Backend::backward(const BackwardTensors&)
-// They may get no rows. Whoever launches looks; Meta could not, where only the data tells how many there are.
+// A backend's kernels for all operators, from its Backend::run of each of the lists of tensors in ops.h. It may get no
+// rows. Whoever launches looks; Meta could not, where only the data tells how many there are.
 #pragma once
 #include "ops.h"
 #include "registration.h"
@@ -9,13 +8,9 @@ namespace srmsnorm {
 
 template <class Backend>
 struct Kernels {
-  static ForwardTensors run(ForwardTensors tensors) {
-    Backend::forward(tensors);
-    return tensors;
-  }
-
-  static BackwardTensors run(BackwardTensors tensors) {
-    Backend::backward(tensors);
+  template <class Tensors>
+  static Tensors run(Tensors tensors) {
+    Backend::run(tensors);
     return tensors;
   }
 
@@ -57,6 +52,37 @@ struct Kernels {
                                                              const Tensor& rstd, const MaybeTensor& grad_sum) {
     auto done = run(prepare_backward(grad_output, output, rstd, grad_sum, {.input = true, .residual = true}));
     return {done.grad_input, done.grad_residual};
+  }
+
+  static Tensor gated_srms_norm(const Tensor& input, const Tensor& gate, MaybeName activation, bool norm_first,
+                                MaybeDouble eps) {
+    return run(prepare_gated(input, gate, activation, norm_first, eps, {})).output;
+  }
+
+  static std::tuple<Tensor, Tensor> _gated_srms_norm(const Tensor& input, const Tensor& gate, MaybeName activation,
+                                                     bool norm_first, MaybeDouble eps) {
+    auto done = run(prepare_gated(input, gate, activation, norm_first, eps, {.rstd = true}));
+    return {done.output, done.rstd};
+  }
+
+  static std::tuple<Tensor, Tensor> _gated_srms_norm_backward(const Tensor& grad_output, const Tensor& input,
+                                                              const Tensor& gate, const Tensor& rstd,
+                                                              MaybeName activation, bool norm_first) {
+    auto done = run(
+        prepare_gated_backward(grad_output, input, gate, rstd, activation, norm_first, {.input = true, .gate = true}));
+    return {done.grad_input, done.grad_gate};
+  }
+
+  static Tensor _gated_srms_norm_backward_input(const Tensor& grad_output, const Tensor& input, const Tensor& gate,
+                                                const Tensor& rstd, MaybeName activation, bool norm_first) {
+    return run(prepare_gated_backward(grad_output, input, gate, rstd, activation, norm_first, {.input = true}))
+        .grad_input;
+  }
+
+  static Tensor _gated_srms_norm_backward_gate(const Tensor& grad_output, const Tensor& input, const Tensor& gate,
+                                               const Tensor& rstd, MaybeName activation, bool norm_first) {
+    return run(prepare_gated_backward(grad_output, input, gate, rstd, activation, norm_first, {.gate = true}))
+        .grad_gate;
   }
 
   static void add_to(torch::Library& m) { SRMSNORM_EVERY_OPERATOR(SRMSNORM_BY_ITS_NAME) }

@@ -8,6 +8,7 @@
 #include <ATen/ops/sub.h>
 
 #include "backend.h"
+#include "gated_formula.h"
 
 namespace srmsnorm {
 namespace {
@@ -19,7 +20,7 @@ struct Fallback {
     if (to.defined()) to.copy_(value);
   }
 
-  static void forward(const ForwardTensors& t) {
+  static void run(const ForwardTensors& t) {
     auto dtype = accumulation_dtype(t.input.scalar_type());
     auto h = t.input.to(dtype);
     if (t.residual.defined()) h = h + t.residual.to(dtype);
@@ -29,13 +30,25 @@ struct Fallback {
     copy(t.output, h * r);  // last: in place this is input
   }
 
-  static void backward(const BackwardTensors& t) {
+  static void run(const BackwardTensors& t) {
     auto dtype = t.rstd.scalar_type();
     auto g = t.grad_output.to(dtype), y = t.output.to(dtype);
     auto dh = t.rstd.unsqueeze(-1) * (g - y * mean(y * g));
     if (t.grad_sum.defined()) dh = dh + t.grad_sum.to(dtype);
     copy(t.grad_input, dh);
     copy(t.grad_residual, dh);
+  }
+
+  static void run(const GatedForwardTensors& t) {
+    auto [z, r] = gated_formula(t.input, t.gate, t.eps, t.gating);
+    copy(t.output, z);
+    copy(t.rstd, r);
+  }
+
+  static void run(const GatedBackwardTensors& t) {
+    auto [grad_input, grad_gate] = gated_backward_formula(t.grad_output, t.input, t.gate, t.rstd, t.gating);
+    copy(t.grad_input, grad_input);
+    copy(t.grad_gate, grad_gate);
   }
 };
 

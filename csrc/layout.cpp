@@ -7,17 +7,14 @@
 namespace srmsnorm {
 namespace {
 
-struct TensorRows {
-  Rows* rows;
-  const Tensor* tensor;
-};
+using Operands = c10::ArrayRef<TensorRows>;
 
 constexpr int kMaxDims = 64;
 
-// Leading dimensions, innermost first: their sizes and, by operand, their element strides.
-template <size_t N>
+// Leading dimensions, innermost first: their sizes and, by operand, their element strides; 0 of those that there are
+// not.
 struct Levels {
-  using Strides = std::array<int64_t, N>;
+  using Strides = std::array<int64_t, kMaxOperands>;
 
   int count = 0;
   std::array<int64_t, kMaxDims> sizes;
@@ -27,7 +24,7 @@ struct Levels {
   void add(int64_t size, const Strides& stride) {
     int last = count - 1;
     bool merges = last >= 0;
-    for (size_t k = 0; merges && k < N; k++) merges = stride[k] == strides[last][k] * sizes[last];
+    for (size_t k = 0; merges && k < kMaxOperands; k++) merges = stride[k] == strides[last][k] * sizes[last];
     if (merges) {
       sizes[last] *= size;
       return;
@@ -53,54 +50,17 @@ struct Levels {
   }
 };
 
-template <size_t N>
-Levels<N> merge(const std::array<TensorRows, N>& operands, at::IntArrayRef leading) {
-  Levels<N> levels;
+Levels merge(Operands operands, at::IntArrayRef leading) {
+  Levels levels;
   for (int64_t dim = static_cast<int64_t>(leading.size()) - 1; dim >= 0; dim--) {
     if (leading[dim] == 1) continue;
-    typename Levels<N>::Strides strides;
-    for (size_t k = 0; k < N; k++) strides[k] = operands[k].rows->data ? operands[k].tensor->stride(dim) : 0;
+    Levels::Strides strides{};
+    for (size_t k = 0; k < operands.size(); k++)
+      strides[k] = operands[k].rows->data ? operands[k].tensor->stride(dim) : 0;
     levels.add(leading[dim], strides);
   }
   levels.sort();
   return levels;
-}
-
-// As many as there is room for; several only where the rows' indices have 32 bits, which the kernels divide.
-int levels_of_a_launch(int count, const int64_t* sizes) {
-  int64_t rows = 1;
-  for (int i = 0; i < std::min(count, kMaxLevels); i++) {
-    rows *= sizes[i];
-    if (i > 0 && rows > UINT32_MAX) return i;
-  }
-  return std::min(count, kMaxLevels);
-}
-
-template <size_t N>
-void for_each_block(RowSpace& space, const std::array<TensorRows, N>& operands, const Tensor& shape,
-                    c10::function_ref<void()> launch) {
-  auto levels = merge(operands, shape.sizes().slice(0, shape.dim() - 1));
-  space.dim = shape.size(-1);
-  space.levels = std::max(levels_of_a_launch(levels.count, levels.sizes.data()), 1);
-  space.sizes[0] = space.rows = 1;
-  for (int i = 0; i < std::min(levels.count, space.levels); i++) {
-    space.rows *= space.sizes[i] = levels.sizes[i];
-    for (size_t k = 0; k < N; k++) operands[k].rows->strides[i] = levels.strides[i][k];
-  }
-  auto loop = [&](auto& self, int level) -> void {
-    if (level < space.levels) return launch();
-    std::array<void*, N> start;
-    for (size_t k = 0; k < N; k++) start[k] = operands[k].rows->data;
-    for (int64_t i = 0; i < levels.sizes[level]; i++) {
-      for (size_t k = 0; k < N; k++)
-        if (start[k])
-          operands[k].rows->data =
-              static_cast<char*>(start[k]) + i * levels.strides[level][k] * operands[k].tensor->itemsize();
-      self(self, level - 1);
-    }
-    for (size_t k = 0; k < N; k++) operands[k].rows->data = start[k];
-  };
-  loop(loop, levels.count - 1);
 }
 
 DType to_dtype(at::ScalarType dtype) {
@@ -118,36 +78,46 @@ DType to_dtype(at::ScalarType dtype) {
   }
 }
 
-void* address(const Tensor& tensor, Use use) {
-  return use.written ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
-}
-
-template <class Args, class Tensors>
-void over_operands(const Tensors& tensors, Args args, c10::function_ref<void(const Args&)> launch) {
-  if (tensors.main().numel() == 0) return;
-  // What is written comes first: in place, a copy-on-write storage must be its own before its address is read.
-  for (bool written : {true, false})
-    Tensors::zip(
-        [&](Use use, const Tensor& tensor, Rows& rows) {
-          if (tensor.defined() && use.written == written) rows = {address(tensor, use), to_dtype(tensor.scalar_type())};
-        },
-        tensors, args);
-  std::array<TensorRows, operand_count<Tensors>()> operands;
-  auto next = operands.begin();
-  Tensors::zip([&](Use, const Tensor& tensor, Rows& rows) { *next++ = {&rows, &tensor}; }, tensors, args);
-  for_each_block(args.space, operands, tensors.main(), [&] { launch(args); });
+// As many as there is room for; several only where the rows' indices have 32 bits, which the kernels divide.
+int levels_of_a_launch(int count, const int64_t* sizes) {
+  int64_t rows = 1;
+  for (int i = 0; i < std::min(count, kMaxLevels); i++) {
+    rows *= sizes[i];
+    if (i > 0 && rows > UINT32_MAX) return i;
+  }
+  return std::min(count, kMaxLevels);
 }
 
 }  // namespace
 
-void over_rows(const ForwardTensors& tensors, c10::function_ref<void(const ForwardArgs&)> launch) {
-  ForwardArgs args;
-  args.eps = tensors.eps;
-  over_operands(tensors, args, launch);
+Rows rows_of(const Tensor& tensor, Use use) {
+  void* data = use.written ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
+  return {data, to_dtype(tensor.scalar_type())};
 }
 
-void over_rows(const BackwardTensors& tensors, c10::function_ref<void(const BackwardArgs&)> launch) {
-  over_operands(tensors, BackwardArgs(), launch);
+void for_each_block(RowSpace& space, Operands operands, const Tensor& shape, c10::function_ref<void()> launch) {
+  auto levels = merge(operands, shape.sizes().slice(0, shape.dim() - 1));
+  space.dim = shape.size(-1);
+  space.levels = std::max(levels_of_a_launch(levels.count, levels.sizes.data()), 1);
+  space.sizes[0] = space.rows = 1;
+  for (int i = 0; i < std::min(levels.count, space.levels); i++) {
+    space.rows *= space.sizes[i] = levels.sizes[i];
+    for (size_t k = 0; k < operands.size(); k++) operands[k].rows->strides[i] = levels.strides[i][k];
+  }
+  auto loop = [&](auto& self, int level) -> void {
+    if (level < space.levels) return launch();
+    std::array<void*, kMaxOperands> start;
+    for (size_t k = 0; k < operands.size(); k++) start[k] = operands[k].rows->data;
+    for (int64_t i = 0; i < levels.sizes[level]; i++) {
+      for (size_t k = 0; k < operands.size(); k++)
+        if (start[k])
+          operands[k].rows->data =
+              static_cast<char*>(start[k]) + i * levels.strides[level][k] * operands[k].tensor->itemsize();
+      self(self, level - 1);
+    }
+    for (size_t k = 0; k < operands.size(); k++) operands[k].rows->data = start[k];
+  };
+  loop(loop, levels.count - 1);
 }
 
 }  // namespace srmsnorm

@@ -2,6 +2,7 @@
 // kernel) and what is asked of all of them (layouts, alignment, the bytes that a row moves) follow from these lists. No
 // torch, no device code.
 #pragma once
+#include <cstdint>
 
 namespace srmsnorm {
 
@@ -16,7 +17,7 @@ constexpr Use kNumberRead{false, false}, kNumberWritten{true, false};
 // h = input (+ residual), rstd = (mean(h^2) + eps)^-1/2, output = h * rstd, sum = h.
 template <class Each>
 struct ForwardOperands {
-  static constexpr bool kBackward = false;
+  static constexpr bool kBackward = false, kGated = false;
   Each input, residual, output, sum, rstd;
 
   // The operand of a call's shape and dtype, whose address decides how a row is cut.
@@ -36,7 +37,7 @@ struct ForwardOperands {
 // dh = rstd * (grad_output - output * mean(output * grad_output)) + grad_sum; the gradients are dh.
 template <class Each>
 struct BackwardOperands {
-  static constexpr bool kBackward = true;
+  static constexpr bool kBackward = true, kGated = false;
   Each grad_output, output, rstd, grad_sum, grad_input, grad_residual;
 
   constexpr const Each& main() const { return output; }
@@ -49,6 +50,50 @@ struct BackwardOperands {
     f(kReadLate, of.grad_sum...);
     f(kWritten, of.grad_input...);
     f(kWritten, of.grad_residual...);
+  }
+};
+
+enum class Activation : int8_t { None, SiLU, Sigmoid };
+
+// a = activation(gate) multiplies what is normalized already, or else what is to be.
+struct Gating {
+  Activation activation = Activation::None;
+  bool norm_first = true;
+};
+
+// output = input * rstd * a, rstd of input; or h = input * a, output = h * rstd, rstd of h.
+template <class Each>
+struct GatedForwardOperands {
+  static constexpr bool kBackward = false, kGated = true;
+  Each input, gate, output, rstd;
+
+  constexpr const Each& main() const { return input; }
+
+  template <class F, class... Lists>
+  static constexpr void zip(F f, Lists&... of) {
+    f(kRead, of.input...);
+    f(kRead, of.gate...);
+    f(kWritten, of.output...);
+    f(kNumberWritten, of.rstd...);
+  }
+};
+
+// Of which the input is kept, not the output.
+template <class Each>
+struct GatedBackwardOperands {
+  static constexpr bool kBackward = true, kGated = true;
+  Each grad_output, input, gate, rstd, grad_input, grad_gate;
+
+  constexpr const Each& main() const { return input; }
+
+  template <class F, class... Lists>
+  static constexpr void zip(F f, Lists&... of) {
+    f(kRead, of.grad_output...);
+    f(kRead, of.input...);
+    f(kRead, of.gate...);
+    f(kNumberRead, of.rstd...);
+    f(kWritten, of.grad_input...);
+    f(kWritten, of.grad_gate...);
   }
 };
 

@@ -1,4 +1,4 @@
-// Schemas, argument checks, output allocation, and the Meta kernels, which are just these.
+// Argument checks and output allocation.
 #include "ops.h"
 
 #include <ATen/ops/empty.h>
@@ -6,7 +6,6 @@
 
 #include <limits>
 
-#include "backend.h"
 #include "overlap.h"
 
 namespace srmsnorm {
@@ -61,6 +60,24 @@ double resolve_eps(MaybeDouble eps, at::ScalarType dtype) {
   if (!eps) return wide ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
   TORCH_CHECK(*eps >= 0, "srmsnorm: eps must not be negative or NaN, got ", *eps);
   return wide ? *eps : static_cast<float>(*eps);
+}
+
+// A gradient of what has that shape and dtype, and its rstd.
+void check_gradient(const Tensor& grad_output, const Tensor& rstd, const Tensor& like, const char* like_name) {
+  auto dtype = like.scalar_type();
+  check_dense(grad_output, "grad_output");
+  check_same_shape(grad_output, "grad_output", like, like_name);
+  check_same_device(grad_output, "grad_output", like, like_name);
+  TORCH_CHECK(grad_output.scalar_type() == dtype, "srmsnorm: grad_output must have the dtype of ", like_name, ", got ",
+              grad_output.scalar_type(), " beside ", dtype);
+  check_dense(rstd, "rstd");
+  auto sizes = like.sym_sizes();
+  TORCH_CHECK(expect_same(rstd.sym_sizes(), sizes.slice(0, sizes.size() - 1)),
+              "srmsnorm: rstd must have one element a row, got ", rstd.sym_sizes(), " beside an ", like_name, " of ",
+              sizes);
+  check_same_device(rstd, "rstd", like, like_name);
+  TORCH_CHECK(rstd.scalar_type() == accumulation_dtype(dtype), "srmsnorm: rstd must be ", accumulation_dtype(dtype),
+              " beside a ", dtype, " ", like_name, ", got ", rstd.scalar_type());
 }
 
 // The kernels walk along a row element by element.
@@ -138,19 +155,8 @@ double check_in_place(const Tensor& input, const Tensor& residual, MaybeDouble e
 void check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
                     Gradients gradients) {
   check_rows(output, "output");
+  check_gradient(grad_output, rstd, output, "output");
   auto dtype = output.scalar_type();
-  check_dense(grad_output, "grad_output");
-  check_same_shape(grad_output, "grad_output", output, "output");
-  check_same_device(grad_output, "grad_output", output, "output");
-  TORCH_CHECK(grad_output.scalar_type() == dtype, "srmsnorm: grad_output must have the dtype of output, got ",
-              grad_output.scalar_type(), " beside ", dtype);
-  check_dense(rstd, "rstd");
-  auto sizes = output.sym_sizes();
-  TORCH_CHECK(expect_same(rstd.sym_sizes(), sizes.slice(0, sizes.size() - 1)),
-              "srmsnorm: rstd must have one element a row, got ", rstd.sym_sizes(), " beside an output of ", sizes);
-  check_same_device(rstd, "rstd", output, "output");
-  TORCH_CHECK(rstd.scalar_type() == accumulation_dtype(dtype), "srmsnorm: rstd must be ", accumulation_dtype(dtype),
-              " beside a ", dtype, " output, got ", rstd.scalar_type());
   TORCH_CHECK(is_16_bit(dtype) || !gradients.residual, "srmsnorm: a gradient in float32 needs a 16-bit output, got ",
               dtype);
   if (grad_sum && grad_sum->defined()) {
@@ -158,6 +164,28 @@ void check_backward(const Tensor& grad_output, const Tensor& output, const Tenso
     TORCH_CHECK(!gradients.residual || grad_sum->scalar_type() == at::kFloat,
                 "srmsnorm: grad_sum must be float32 where the residual's gradient is, got ", grad_sum->scalar_type());
   }
+}
+
+Gating check_gating(MaybeName activation, bool norm_first) {
+  if (!activation) return {Activation::None, norm_first};
+  if (*activation == "silu" || *activation == "swish") return {Activation::SiLU, norm_first};
+  if (*activation == "sigmoid") return {Activation::Sigmoid, norm_first};
+  TORCH_CHECK(false, "srmsnorm: activation must be None, 'silu', 'swish' or 'sigmoid', got '", *activation, "'");
+}
+
+double check_gated(const Tensor& input, const Tensor& gate, MaybeName activation, MaybeDouble eps) {
+  check_rows(input, "input");
+  check_beside(gate, "gate", input, "input");
+  check_gating(activation, true);
+  return resolve_eps(eps, input.scalar_type());
+}
+
+void check_gated_backward(const Tensor& grad_output, const Tensor& input, const Tensor& gate, const Tensor& rstd,
+                          MaybeName activation) {
+  check_rows(input, "input");
+  check_beside(gate, "gate", input, "input");
+  check_gating(activation, true);
+  check_gradient(grad_output, rstd, input, "input");
 }
 
 ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
@@ -179,7 +207,7 @@ ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, May
     check_no_overlap(input, residual);
   }
   auto y = resolve_negation(input), sum = resolve_negation(residual);
-  return {{y, sum, y, sum, Tensor()}, value};
+  return {{.input = y, .residual = sum, .output = y, .sum = sum}, value};
 }
 
 void finish_in_place(const ForwardTensors& done, const Tensor& input, const Tensor& residual) {
@@ -198,6 +226,33 @@ BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output
   return tensors;
 }
 
+GatedForwardTensors prepare_gated(const Tensor& input, const Tensor& gate, MaybeName activation, bool norm_first,
+                                  MaybeDouble eps, ForwardOutputs outputs) {
+  GatedForwardTensors tensors;
+  tensors.eps = check_gated(input, gate, activation, eps);
+  tensors.gating = check_gating(activation, norm_first);
+  tensors.input = with_unit_stride(input);
+  tensors.gate = with_unit_stride(gate);
+  tensors.output = empty_rows_like(tensors.input, input.scalar_type());
+  if (outputs.rstd) tensors.rstd = empty_rstd(tensors.input);
+  return tensors;
+}
+
+GatedBackwardTensors prepare_gated_backward(const Tensor& grad_output, const Tensor& input, const Tensor& gate,
+                                            const Tensor& rstd, MaybeName activation, bool norm_first,
+                                            Gradients gradients) {
+  check_gated_backward(grad_output, input, gate, rstd, activation);
+  GatedBackwardTensors tensors;
+  tensors.gating = check_gating(activation, norm_first);
+  tensors.grad_output = with_unit_stride(grad_output);
+  tensors.input = with_unit_stride(input);
+  tensors.gate = with_unit_stride(gate);
+  tensors.rstd = rstd;
+  if (gradients.input) tensors.grad_input = empty_rows_like(tensors.input, input.scalar_type());
+  if (gradients.gate) tensors.grad_gate = empty_rows_like(tensors.gate, gate.scalar_type());
+  return tensors;
+}
+
 Tensor _srms_norm_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
                            const MaybeTensor& grad_sum, MaybeDtype dtype) {
   auto wanted = dtype.value_or(output.scalar_type());
@@ -207,56 +262,5 @@ Tensor _srms_norm_backward(const Tensor& grad_output, const Tensor& output, cons
       wanted == output.scalar_type() ? op::_srms_norm_backward_input() : op::_srms_norm_backward_residual();
   return backward.call(grad_output, output, rstd, grad_sum);
 }
-
-namespace {
-
-// Shapes and strides are all that a Meta tensor has.
-struct Meta {
-  static void forward(const ForwardTensors&) {}
-  static void backward(const BackwardTensors&) {}
-};
-
-}  // namespace
-
-SRMSNORM_SCHEMAS(m) {
-  m.def("srms_norm(Tensor input, Tensor? residual=None, *, float? eps=None) -> Tensor");
-  m.def("add_srms_norm(Tensor input, Tensor residual, *, float? eps=None) -> (Tensor, Tensor)");
-  m.def("add_srms_norm_(Tensor(a!) input, Tensor(b!) residual, *, float? eps=None) -> ()");
-  // The operators that gradients go through: the public ones call them where a gradient may be asked for.
-  m.def("_srms_norm(Tensor input, Tensor? residual, float? eps) -> (Tensor output, Tensor rstd)");
-  m.def("_add_srms_norm(Tensor input, Tensor residual, float? eps) -> (Tensor output, Tensor sum, Tensor rstd)");
-  m.def("_srms_norm_backward_input(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> Tensor");
-  m.def(
-      "_srms_norm_backward_residual(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> Tensor");
-  m.def(
-      "_srms_norm_backward_pair(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> "
-      "(Tensor grad_input, Tensor grad_residual)");
-  // For programs that were written before the two above; composite, so that tracers see those.
-  m.def(
-      "_srms_norm_backward(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None, *, "
-      "ScalarType? dtype=None) -> Tensor",
-      &_srms_norm_backward);
-}
-
-// PyTorch's fallbacks for these keys take an operator in place to return its operand. The kernels look for themselves.
-SRMSNORM_KERNELS(Negative, m) { m.impl("add_srms_norm_", torch::CppFunction::makeFallthrough()); }
-SRMSNORM_KERNELS(Conjugate, m) { m.impl("add_srms_norm_", torch::CppFunction::makeFallthrough()); }
-SRMSNORM_KERNELS(ZeroTensor, m) { m.impl("add_srms_norm_", torch::CppFunction::makeFallthrough()); }
-
-SRMSNORM_KERNELS(Meta, m) { Kernels<Meta>::add_to(m); }
-
-#ifndef SRMSNORM_CUDA
-static void built_without_cuda(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack*) {
-  TORCH_CHECK(
-      false, op.schema().name(),
-      ": got a CUDA tensor, but srmsnorm was built without CUDA; build it again with SRMSNORM_CUDA=1 and a CUDA "
-      "toolkit: SRMSNORM_CUDA=1 pip install --no-build-isolation .");
-}
-
-SRMSNORM_KERNELS(CUDA, m) {
-#define SRMSNORM_STUB(name, ...) m.impl(#name, torch::CppFunction::makeFromBoxedFunction<&built_without_cuda>());
-  SRMSNORM_EVERY_OPERATOR(SRMSNORM_STUB)
-}
-#endif
 
 }  // namespace srmsnorm

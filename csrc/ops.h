@@ -7,8 +7,8 @@
 #include <optional>
 #include <tuple>
 
-#include "operands.h"
 #include "operators.h"
+#include "row_args.h"
 
 namespace srmsnorm {
 
@@ -16,6 +16,7 @@ using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using MaybeDouble = std::optional<double>;
 using MaybeDtype = std::optional<at::ScalarType>;
+using MaybeName = std::optional<c10::string_view>;
 
 // ---- handles of the operators
 
@@ -44,18 +45,33 @@ Tensor _srms_norm_backward(const Tensor& grad_output, const Tensor& output, cons
 
 // ---- what a call reads and writes; an undefined tensor is absent
 
+// Args: what a kernel is handed of it.
 struct ForwardTensors : ForwardOperands<Tensor> {
+  using Args = ForwardArgs;
   double eps;
 };
 
-struct BackwardTensors : BackwardOperands<Tensor> {};
+struct BackwardTensors : BackwardOperands<Tensor> {
+  using Args = BackwardArgs;
+};
+
+struct GatedForwardTensors : GatedForwardOperands<Tensor> {
+  using Args = GatedForwardArgs;
+  double eps;
+  Gating gating;
+};
+
+struct GatedBackwardTensors : GatedBackwardOperands<Tensor> {
+  using Args = GatedBackwardArgs;
+  Gating gating;
+};
 
 struct ForwardOutputs {
   bool sum = false, rstd = false;
 };
 
 struct Gradients {
-  bool input = false, residual = false;
+  bool input = false, residual = false, gate = false;
 };
 
 // float64 for float64, float32 for the other three; an error for any other dtype.
@@ -71,6 +87,10 @@ double check_forward(const Tensor& input, const Tensor& residual, MaybeDouble ep
 double check_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps);
 void check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
                     Gradients gradients);
+Gating check_gating(MaybeName activation, bool norm_first);
+double check_gated(const Tensor& input, const Tensor& gate, MaybeName activation, MaybeDouble eps);
+void check_gated_backward(const Tensor& grad_output, const Tensor& input, const Tensor& gate, const Tensor& rstd,
+                          MaybeName activation);
 
 // Each checks its arguments, then allocates what the call writes. A last dimension whose own stride is not 1 is copied
 // here, the only copy there is.
@@ -81,5 +101,10 @@ ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, May
 void finish_in_place(const ForwardTensors& done, const Tensor& input, const Tensor& residual);
 BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
                                  const MaybeTensor& grad_sum, Gradients gradients);
+GatedForwardTensors prepare_gated(const Tensor& input, const Tensor& gate, MaybeName activation, bool norm_first,
+                                  MaybeDouble eps, ForwardOutputs outputs);
+GatedBackwardTensors prepare_gated_backward(const Tensor& grad_output, const Tensor& input, const Tensor& gate,
+                                            const Tensor& rstd, MaybeName activation, bool norm_first,
+                                            Gradients gradients);
 
 }  // namespace srmsnorm

@@ -61,4 +61,19 @@ struct BackwardArgs : BackwardOperands<Rows> {
   RowSpace space;
 };
 
+// Accumulation as in ForwardArgs. output has the dtype of input; gate that, or float beside 16 bits. Absent may be
+// rstd.
+struct GatedForwardArgs : GatedForwardOperands<Rows> {
+  RowSpace space;
+  double eps = 0;
+  Gating gating;
+};
+
+// grad_output and grad_input have the dtype of input, grad_gate that of gate: input's, or float beside 16 bits. Absent
+// may be one of the gradients.
+struct GatedBackwardArgs : GatedBackwardOperands<Rows> {
+  RowSpace space;
+  Gating gating;
+};
+
 }  // namespace srmsnorm

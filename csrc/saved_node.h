@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <type_traits>
 
 namespace srmsnorm {
@@ -44,21 +45,27 @@ template <size_t operands>
 using Wanted = std::array<std::optional<at::ScalarType>, operands>;
 
 // Self has: static variable_list backward(const variable_list& grads, const variable_list& saved,
-//                                         const Wanted<operands>& wanted)
-template <class Self, size_t operands, size_t saved_tensors, bool saves_outputs>
+//                                         const Wanted<operands>& wanted, const Constants&...)
+// Of what it saves, the tensors from first_output on are results of the operator, the others its operands.
+template <class Self, size_t operands, size_t saved_tensors, size_t first_output, class... Constants>
 struct SavedNode : torch::autograd::Node {
   using variable_list = torch::autograd::variable_list;
 
   std::array<torch::autograd::SavedVariable, saved_tensors> saved;
+  std::tuple<Constants...> constants;
 
   void save(std::initializer_list<at::Tensor> tensors) {
     size_t i = 0;
-    for (const auto& tensor : tensors) saved[i++] = torch::autograd::SavedVariable(tensor, saves_outputs);
+    for (const auto& tensor : tensors) {
+      saved[i] = torch::autograd::SavedVariable(tensor, is_output(i));
+      i++;
+    }
   }
 
   variable_list apply(variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);
-    return Self::backward(grads, unpack(), wanted());
+    return std::apply([&](const auto&... each) { return Self::backward(grads, unpack(), wanted(), each...); },
+                      constants);
   }
 
   void release_variables() override {
@@ -68,7 +75,8 @@ struct SavedNode : torch::autograd::Node {
 
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     // Not what is wanted: the edges' dtypes and the nodes that the task reaches are in the cache's key already.
-    for (auto& variable : saved) args.collect(variable, saves_outputs);
+    for (size_t i = 0; i < saved_tensors; ++i) args.collect(saved[i], is_output(i));
+    std::apply([&](const auto&... each) { (args.collect(each), ...); }, constants);
   }
 
   // Compiled autograd: backward is bound once and put into its graph as a call.
@@ -81,19 +89,22 @@ struct SavedNode : torch::autograd::Node {
     args.pack(unpack());
     auto dtypes = wanted();
     args.pack(Dtypes(dtypes.begin(), dtypes.end()));
+    std::apply([&](const auto&... each) { (args.pack(each), ...); }, constants);
     const auto& compiler = compiled::getPyCompilerInterface();
-    static const std::string function =
-        compiler->bind_function(swap.get_py_compiler(), "srmsnorm_" + name(),
-                                [](const variable_list& grads, const std::vector<c10::IValue>& packed) {
-                                  compiled::PackedArgs args(packed);
-                                  auto tensors = args.unpack<std::vector<at::Tensor>>();
-                                  auto dtypes = args.unpack<Dtypes>();
-                                  Wanted<operands> wanted;
-                                  std::copy_n(dtypes.begin(), operands, wanted.begin());
-                                  return Self::backward(grads, tensors, wanted);
-                                },
-                                {compiled::IValuePacker<std::vector<at::Tensor>>::packed_type(),
-                                 compiled::IValuePacker<Dtypes>::packed_type()});
+    static const std::string function = compiler->bind_function(
+        swap.get_py_compiler(), "srmsnorm_" + name(),
+        [](const variable_list& grads, const std::vector<c10::IValue>& packed) {
+          compiled::PackedArgs args(packed);
+          auto tensors = args.unpack<std::vector<at::Tensor>>();
+          auto dtypes = args.unpack<Dtypes>();
+          Wanted<operands> wanted;
+          std::copy_n(dtypes.begin(), operands, wanted.begin());
+          std::tuple<Constants...> constants{args.unpack<Constants>()...};
+          return std::apply([&](const auto&... each) { return Self::backward(grads, tensors, wanted, each...); },
+                            constants);
+        },
+        {compiled::IValuePacker<std::vector<at::Tensor>>::packed_type(), compiled::IValuePacker<Dtypes>::packed_type(),
+         compiled::IValuePacker<Constants>::packed_type()...});
     auto metadata = compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
         compiled::get_input_metadata(next_edges()));
     auto outputs =
@@ -116,9 +127,12 @@ struct SavedNode : torch::autograd::Node {
 
   variable_list unpack() {
     variable_list tensors;
-    for (auto& variable : saved) tensors.push_back(saves_outputs ? variable.unpack(self()) : variable.unpack());
+    for (size_t i = 0; i < saved_tensors; ++i)
+      tensors.push_back(is_output(i) ? saved[i].unpack(self()) : saved[i].unpack());
     return tensors;
   }
+
+  static constexpr bool is_output(size_t i) { return i >= first_output; }
 
   auto self() { return pointer_to(static_cast<torch::autograd::Node&>(*this)); }
 };

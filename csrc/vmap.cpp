@@ -71,6 +71,14 @@ void check(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, 
   check_backward(grad_output, output, rstd, grad_sum, {});
 }
 
+void check(const Tensor& input, const Tensor& gate, MaybeName activation, bool, MaybeDouble eps) {
+  check_gated(input, gate, activation, eps);
+}
+void check(const Tensor& grad_output, const Tensor& input, const Tensor& gate, const Tensor& rstd, MaybeName activation,
+           bool) {
+  check_gated_backward(grad_output, input, gate, rstd, activation);
+}
+
 template <auto op, class Signature>
 struct Rule;
 

@@ -2,8 +2,8 @@
 
 Where autograd runs, it asks for what is needed. A graph may still hold a pair with a dead half: from torch.func.vjp or
 grad where one gradient is dropped, or from a backward of the user's own that ignores what it gets. Only the graph
-knows, so this is a pass of Inductor's. It is registered when the first pair is traced for Inductor; where Inductor's
-names have moved, the pair stays.
+knows, so this is a pass of Inductor's, of the two operators that return a pair. It is registered when the first pair is
+traced for Inductor; where Inductor's names have moved, the pair stays.
 """
 
 import contextlib
@@ -19,10 +19,15 @@ from . import _library  # noqa: F401  the operators
 __all__: list[str] = []
 
 _ops = torch.ops.srmsnorm
-_pair = _ops._srms_norm_backward_pair.default
-_singles: dict[Any, Any] = {
-    0: _ops._srms_norm_backward_input.default,
-    1: _ops._srms_norm_backward_residual.default,
+_singles: dict[Any, tuple[Any, Any]] = {
+    _ops._srms_norm_backward_pair.default: (
+        _ops._srms_norm_backward_input.default,
+        _ops._srms_norm_backward_residual.default,
+    ),
+    _ops._gated_srms_norm_backward.default: (
+        _ops._gated_srms_norm_backward_input.default,
+        _ops._gated_srms_norm_backward_gate.default,
+    ),
 }
 
 
@@ -39,7 +44,7 @@ def _register_pass() -> None:
         from torch._inductor.pattern_matcher import CallFunctionVarArgs, register_graph_pattern
 
         register_graph_pattern(
-            CallFunctionVarArgs(_pair),
+            CallFunctionVarArgs([*_singles]),
             extra_check=lambda match: len(_used(match.output_node())) == 1,
             pass_dict=pass_patterns[0],
         )(_keep_one)
@@ -54,8 +59,9 @@ def _used(pair: torch.fx.Node) -> list[torch.fx.Node]:
 def _keep_one(match: Any, *args: Any, **kwargs: Any) -> None:
     pair = match.output_node()
     (half,) = _used(pair)
+    number: Any = half.args[1]
     with match.graph.inserting_before(pair):
-        single = match.graph.call_function(_singles[half.args[1]], pair.args, pair.kwargs)
+        single = match.graph.call_function(_singles[pair.target][number], pair.args, pair.kwargs)
     single.meta.update(half.meta)
     half.replace_all_uses_with(single)
     for node in (*pair.users, pair):
@@ -63,4 +69,5 @@ def _keep_one(match: Any, *args: Any, **kwargs: Any) -> None:
 
 
 with contextlib.suppress(RuntimeError):  # registered already, where the package is imported a second time
-    torch.library.register_torch_dispatch(_pair, ProxyTorchDispatchMode, _trace)
+    for _pair in _singles:
+        torch.library.register_torch_dispatch(_pair, ProxyTorchDispatchMode, _trace)

@@ -35,12 +35,15 @@ def _forward(placements: Sequence[Placement], leading: int) -> Sequence[Placemen
     return [_rows(placements, leading)] * len(placements)
 
 
-def _backward(placements: Sequence[Placement], leading: int) -> Sequence[Placement]:
-    grad_output, output, rstd, *grad_sum = placements
-    kept, gradients = [output, rstd], [grad_output, *grad_sum]
+def _backward(names: Sequence[str], placements: Sequence[Placement], leading: int) -> Sequence[Placement]:
+    is_gradient = [
+        name.startswith("grad_") for name, _ in zip(names, placements, strict=False)
+    ]  # the last may be absent
+    gradients = [p for p, linear in zip(placements, is_gradient, strict=True) if linear]
+    kept = [p for p, linear in zip(placements, is_gradient, strict=True) if not linear]
     partials = [p for p in gradients if p != Replicate()]
     if all(p == Replicate() for p in kept) and partials and all(_is_linear(p) and p == partials[0] for p in partials):
-        return [partials[0], *kept, *partials[:1] * len(grad_sum)]
+        return [partials[0] if linear else Replicate() for linear in is_gradient]
     return [_rows([*kept, *gradients], leading)] * len(placements)
 
 
@@ -92,7 +95,8 @@ def _cache_key(op: OpOverload) -> RuntimeSchemaInfo:
 def _register() -> None:
     propagator = DTensor._op_dispatcher.sharding_propagator
     for op in _operators():
-        rule = _backward if op._schema.arguments[0].name == "grad_output" else _forward
+        names = [argument.name for argument in op._schema.arguments]
+        rule = partial(_backward, names) if names[0] == "grad_output" else _forward
         propagator.register_op_strategy(op, partial(_strategy, rule), _cache_key(op))
 
 

@@ -2,6 +2,8 @@
 overrides torch functions sees the operator of the same name, or, where the user or ONNX wants it inlined, the formula
 behind a call of the operator that checks the arguments and whose result nobody uses: the compiler drops it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.overrides import has_torch_function, has_torch_function_unary
@@ -9,12 +11,13 @@ from torch.overrides import has_torch_function, has_torch_function_unary
 from . import inlining, reference
 from ._library import _C
 
-__all__ = ["add_srms_norm", "add_srms_norm_", "srms_norm"]
+__all__ = ["add_srms_norm", "add_srms_norm_", "gated_srms_norm", "srms_norm"]
 
 _is_compiling = torch.compiler.is_compiling
 _srms_norm = torch.ops.srmsnorm.srms_norm.default
 _add_srms_norm = torch.ops.srmsnorm.add_srms_norm.default
 _add_srms_norm_ = torch.ops.srmsnorm.add_srms_norm_.default
+_gated_srms_norm = torch.ops.srmsnorm.gated_srms_norm.default
 
 
 def srms_norm(input: Tensor, residual: Tensor | None = None, *, eps: float | None = None) -> Tensor:
@@ -93,3 +96,49 @@ def add_srms_norm_(input: Tensor, residual: Tensor, *, eps: float | None = None)
         residual.copy_(sum)
         return None
     return _C.add_srms_norm_(input, residual, eps)
+
+
+def gated_srms_norm(
+    input: Tensor,
+    gate: Tensor,
+    *,
+    activation: str | None = None,
+    norm_before_gate: bool = True,
+    eps: float | None = None,
+) -> Tensor:
+    r"""The norm times an activated gate, or the norm of that product: one pass over both.
+
+    .. math:: a = activation(gate), \qquad
+        z = input \cdot (\mathrm{mean}(input^2) + eps)^{-1/2} \cdot a
+
+    and with ``norm_before_gate=False``
+
+    .. math:: t = input \cdot a, \qquad z = t \cdot (\mathrm{mean}(t^2) + eps)^{-1/2}
+
+    Computed in the accumulation type (float64 for float64, else float32), of which nothing is rounded or written but z.
+    TransNormerLLM gates its norm without an activation; its successor TNL and MiniMax with a sigmoid; RetNet, YOCO, GLA
+    and Gated DeltaNet with silu, where a weight folds into the next linear layer; Mamba2 gates first.
+
+    Differentiable to any order, in forward and reverse mode. Backward keeps input, gate and 4 bytes a row (8 in
+    float64), not z or y: the next linear layer keeps z, and what came before has kept the input. So modifying input or
+    gate in place before backward raises PyTorch's usual error. There is no residual beside a gate: add it before.
+
+    Args:
+        input: as in :func:`srms_norm`.
+        gate: the shape and device of ``input`` (no broadcasting; an expanded tensor is read as it is); its dtype, or
+            float32 beside a 16-bit input. Any strides, as ``input``.
+        activation: None for the gate as it is, "silu" or its other name "swish", or "sigmoid".
+        norm_before_gate: whether the norm is of ``input``, and its result is gated, or of the gated input.
+        eps: as in :func:`srms_norm`.
+
+    Returns:
+        z, in the shape and dtype of ``input``.
+
+    Raises:
+        RuntimeError: as :func:`srms_norm`, with the gate for the residual; another activation.
+    """
+    if _is_compiling() or has_torch_function((input, gate)):
+        options: dict[str, Any] = {"activation": activation, "norm_before_gate": norm_before_gate, "eps": eps}
+        z = _gated_srms_norm(input, gate, **options)
+        return reference.gated_srms_norm(input, gate, **options) if _is_compiling() and inlining.wanted() else z
+    return _C.gated_srms_norm(input, gate, activation, norm_before_gate, eps)

@@ -1,4 +1,4 @@
-"""SRMSNorm as a module."""
+"""The norm, and the norm beside a gate, as modules."""
 
 import operator
 from collections.abc import Sequence
@@ -8,28 +8,29 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from .functional import add_srms_norm, srms_norm
+from .functional import add_srms_norm, gated_srms_norm, srms_norm
+from .reference import ACTIVATIONS
 
-__all__ = ["SRMSNorm"]
+__all__ = ["SRMSNorm", "SRMSNormGated"]
 
 
-def _wrong(input: Tensor, dim: int) -> str:
-    return f"SRMSNorm({dim}): the last dimension must be {dim}, got {list(input.shape)}"
+def _wrong(input: Tensor, dim: int, module: str = "SRMSNorm") -> str:
+    return f"{module}({dim}): the last dimension must be {dim}, got {list(input.shape)}"
 
 
 @torch.fx.wrap  # one call in a symbolic trace, which cannot follow the condition
-def _with_last_dim(input: Tensor, dim: int) -> Tensor:
+def _with_last_dim(input: Tensor, dim: int, module: str = "SRMSNorm") -> Tensor:
     fits = input.ndim > 0 and input.shape[-1] == dim
     if fits is True:
         return input
     if fits is not False and torch.compiler.is_compiling():  # a symbol: asserted where only the data tells it
-        torch._check(fits, lambda: "SRMSNorm: the last dimension must be the module's dim")
+        torch._check(fits, lambda: f"{module}: the last dimension must be the module's dim")
     elif not fits:
-        raise RuntimeError(_wrong(input, dim))
+        raise RuntimeError(_wrong(input, dim, module))
     return input
 
 
-def _checked_dim(dim: int | Sequence[int]) -> int:
+def _checked_dim(dim: int | Sequence[int], module: str) -> int:
     """The int itself, or of a sequence of one."""
     single = dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim
     try:
@@ -37,14 +38,28 @@ def _checked_dim(dim: int | Sequence[int]) -> int:
     except TypeError:
         size = 0
     if size < 1:
-        raise ValueError(f"srmsnorm: SRMSNorm takes a dim of at least 1, an int or a sequence of one, got {dim!r}")
+        raise ValueError(f"srmsnorm: {module} takes a dim of at least 1, an int or a sequence of one, got {dim!r}")
     return size
 
 
-def _checked_eps(eps: float | None) -> float | None:
+def _checked_eps(eps: float | None, module: str) -> float | None:
     if eps is None or (isinstance(eps, Real) and not isinstance(eps, bool) and eps >= 0):
         return eps if eps is None else float(eps)
-    raise ValueError(f"srmsnorm: SRMSNorm takes an eps of at least 0, or None, got {eps!r}")
+    raise ValueError(f"srmsnorm: {module} takes an eps of at least 0, or None, got {eps!r}")
+
+
+def _checked_activation(activation: str | None) -> str | None:
+    if not (activation is None or isinstance(activation, str)) or activation not in ACTIVATIONS:
+        raise ValueError(
+            f"srmsnorm: SRMSNormGated takes an activation of None, 'silu', 'swish' or 'sigmoid', got {activation!r}"
+        )
+    return activation
+
+
+def _checked_order(norm_before_gate: bool) -> bool:
+    if not isinstance(norm_before_gate, bool):
+        raise ValueError(f"srmsnorm: SRMSNormGated takes a bool as norm_before_gate, got {norm_before_gate!r}")
+    return norm_before_gate
 
 
 class SRMSNorm(nn.Module):
@@ -73,8 +88,8 @@ class SRMSNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.dim = _checked_dim(dim)
-        self.eps = _checked_eps(eps)
+        self.dim = _checked_dim(dim, "SRMSNorm")
+        self.eps = _checked_eps(eps, "SRMSNorm")
 
     @overload
     def forward(
@@ -123,3 +138,83 @@ class _Scriptable(nn.Module):
         if input.ndim == 0 or input.shape[-1] != self.dim:
             raise RuntimeError(_wrong(input, self.dim))
         return torch.ops.srmsnorm.srms_norm(input, residual, eps=self.eps)
+
+
+class SRMSNormGated(nn.Module):
+    """:func:`srmsnorm.gated_srms_norm` over a last dimension of size ``dim``. No parameters, no state.
+
+    Args:
+        dim: as in :class:`SRMSNorm`.
+        eps: as in :class:`SRMSNorm`.
+        activation: None, "silu" (or "swish") or "sigmoid", of the gate.
+        norm_before_gate: whether the norm is of the input, and its result is gated, or of the gated input.
+        device: taken and ignored, as layer factories pass it.
+        dtype: taken and ignored, as layer factories pass it.
+
+    Raises:
+        ValueError: another dim, eps, activation or norm_before_gate.
+    """
+
+    __constants__ = ["dim", "eps", "activation", "norm_before_gate"]
+    dim: int
+    eps: float | None
+    activation: str | None
+    norm_before_gate: bool
+
+    def __init__(
+        self,
+        dim: int | Sequence[int],
+        eps: float | None = 1e-6,
+        activation: str | None = None,
+        norm_before_gate: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim = _checked_dim(dim, "SRMSNormGated")
+        self.eps = _checked_eps(eps, "SRMSNormGated")
+        self.activation = _checked_activation(activation)
+        self.norm_before_gate = _checked_order(norm_before_gate)
+
+    def forward(self, input: Tensor, gate: Tensor) -> Tensor:
+        """z.
+
+        Args:
+            input: shape (..., dim).
+            gate: as in :func:`srmsnorm.gated_srms_norm`.
+
+        Raises:
+            RuntimeError: the last dimension is not ``dim``, or as :func:`srmsnorm.gated_srms_norm`.
+        """
+        return gated_srms_norm(
+            _with_last_dim(input, self.dim, "SRMSNormGated"),
+            gate,
+            activation=self.activation,
+            norm_before_gate=self.norm_before_gate,
+            eps=self.eps,
+        )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return _ScriptableGated(self.dim, self.eps, self.activation, self.norm_before_gate)
+
+    def extra_repr(self) -> str:
+        order = "" if self.norm_before_gate else ", norm_before_gate=False"
+        return f"{self.dim}, eps={self.eps}, activation={self.activation!r}{order}"
+
+
+class _ScriptableGated(nn.Module):
+    """What ``torch.jit.script`` sees, as TorchScript has no keyword-only arguments."""
+
+    def __init__(self, dim: int, eps: float | None, activation: str | None, norm_before_gate: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+        self.activation = activation
+        self.norm_before_gate = norm_before_gate
+
+    def forward(self, input: Tensor, gate: Tensor) -> Tensor:
+        if input.ndim == 0 or input.shape[-1] != self.dim:
+            raise RuntimeError(_wrong(input, self.dim, "SRMSNormGated"))
+        return torch.ops.srmsnorm.gated_srms_norm(
+            input, gate, activation=self.activation, norm_before_gate=self.norm_before_gate, eps=self.eps
+        )

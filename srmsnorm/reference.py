@@ -5,13 +5,28 @@
     y = h * r
 
 h is summed once in the accumulation type (float64 for float64, float32 for the rest) and rounded once, at the end. eps,
-a number that is added to such a tensor, is first rounded to its type. Arguments are not checked.
+a number that is added to such a tensor, is first rounded to its type. With a gate, a = activation(gate):
+
+    z = (h * r) * a              r of h
+    z = (h * a) * r              r of h * a, where the gate comes before the norm
+
+Arguments are not checked.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-__all__ = ["accumulation_dtype", "add_srms_norm", "default_eps", "srms_norm"]
+__all__ = ["ACTIVATIONS", "accumulation_dtype", "add_srms_norm", "default_eps", "gated_srms_norm", "srms_norm"]
+
+# By the names that the operators know.
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda gate: gate,
+    "silu": torch.nn.functional.silu,
+    "swish": torch.nn.functional.silu,
+    "sigmoid": torch.sigmoid,
+}
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -26,13 +41,28 @@ def default_eps(dtype: torch.dtype) -> float:
 
 def srms_norm(input: Tensor, residual: Tensor | None = None, *, eps: float | None = None) -> Tensor:
     """The norm of ``input`` (+ ``residual``); the operator of the same name says more."""
-    return _norm(_sum(input, residual), input.dtype, eps)
+    return _norm(_sum(input, residual), eps).to(input.dtype)
 
 
 def add_srms_norm(input: Tensor, residual: Tensor, *, eps: float | None = None) -> tuple[Tensor, Tensor]:
     """The norm of ``input + residual``, and that sum in the residual's dtype."""
     h = _sum(input, residual)
-    return _norm(h, input.dtype, eps), h.to(residual.dtype)
+    return _norm(h, eps).to(input.dtype), h.to(residual.dtype)
+
+
+def gated_srms_norm(
+    input: Tensor,
+    gate: Tensor,
+    *,
+    activation: str | None = None,
+    norm_before_gate: bool = True,
+    eps: float | None = None,
+) -> Tensor:
+    """The norm of ``input`` times the activated gate, or of that product."""
+    h = _sum(input, None)
+    a = ACTIVATIONS[activation](gate.to(h.dtype))
+    z = _norm(h, eps) * a if norm_before_gate else _norm(h * a, eps)
+    return z.to(input.dtype)
 
 
 def _sum(input: Tensor, residual: Tensor | None) -> Tensor:
@@ -40,6 +70,6 @@ def _sum(input: Tensor, residual: Tensor | None) -> Tensor:
     return h if residual is None else h + residual.to(h.dtype)
 
 
-def _norm(h: Tensor, dtype: torch.dtype, eps: float | None) -> Tensor:
-    eps = default_eps(dtype) if eps is None else eps
-    return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)).to(dtype)
+def _norm(h: Tensor, eps: float | None) -> Tensor:
+    eps = default_eps(h.dtype) if eps is None else eps
+    return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)

@@ -15,13 +15,14 @@ import traceback
 
 import distributed_backward
 import distributed_forward
+import distributed_gated
 import distributed_in_place
 import distributed_parallel
 import torch
 import torch.distributed as dist
 
 # In this order: the first checks of forward want a process in which nothing has run.
-SUBJECTS = (distributed_forward, distributed_backward, distributed_in_place, distributed_parallel)
+SUBJECTS = (distributed_forward, distributed_backward, distributed_gated, distributed_in_place, distributed_parallel)
 LIMIT = 120  # seconds for all checks of a world; they take about ten
 
 

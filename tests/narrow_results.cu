@@ -45,8 +45,8 @@ struct Bytes : Normalized<Source, int8_t> {
   static __device__ __forceinline__ Accumulator squares(Total total) { return total.sum; }
   __device__ __forceinline__ void reduced(Total total, Accumulator) { per_unit = 127 / total.largest; }
 
-  template <int pass, int N, class F>
-  __device__ __forceinline__ void store_rows(const Accumulator (&h)[N], Accumulator, F f) const {
+  template <int pass, int N, class Finish, class F>
+  __device__ __forceinline__ void store_rows(const Accumulator (&h)[N], Accumulator, Finish, F f) const {
     if constexpr (pass == 0) {
       Accumulator units[N];
 #pragma unroll

@@ -26,6 +26,10 @@ PLAIN = [Kind(dtype) for dtype in DTYPES]
 MIXED = [Kind(HALF, FLOAT), Kind(BFLOAT, FLOAT)]
 WITH_RESIDUAL = [Kind(dtype, dtype) for dtype in DTYPES] + MIXED
 KINDS = PLAIN + WITH_RESIDUAL
+GATED = PLAIN + MIXED  # the residual's dtype is the gate's: a gate of the input's dtype is none more
+
+ACTIVATIONS = (None, "silu", "sigmoid")
+GATES = [{"activation": name, "norm_before_gate": first} for first in (True, False) for name in ACTIVATIONS]
 
 SHAPES = [
     (1,),
@@ -139,6 +143,12 @@ def grad_sum(kind, shape, device="cpu", *, layout=contiguous):
     return tensor(shape, kind.residual or kind.dtype, device, layout=layout, name="grad_sum")
 
 
+def gated(kind, shape, device="cpu", *, layout=contiguous, gate_layout=None):
+    """(input, gate); the gate is of the residual's dtype, where the kind has one."""
+    gate = tensor(shape, kind.residual or kind.dtype, device, layout=gate_layout or layout, name="gate")
+    return tensor(shape, kind.dtype, device, layout=layout), gate
+
+
 def calls(kind, shape, device="cpu", *, layout=contiguous):
     """Every operator, public and internal, with every combination of optional operands that the kind allows:
     (name, tensors and other positional arguments, keyword arguments)."""
@@ -171,7 +181,27 @@ def calls(kind, shape, device="cpu", *, layout=contiguous):
             ("_srms_norm_backward_pair", (g, y, rstd), {}),
             ("_srms_norm_backward_pair", (g, y, rstd, gh), {}),
         ]
-    return found
+    return found + gated_calls(kind, shape, device, layout=layout)
+
+
+def gated_calls(kind, shape, device="cpu", *, layout=contiguous):
+    """Every operator with a gate, and every activation and order in some of them."""
+    x, gate = gated(kind, shape, device, layout=layout)
+    g = grad_output(kind, shape, device, layout=layout)
+    plain, silu, sigmoid_first = GATES[0], GATES[1], GATES[5]
+    found = []
+    for options in (plain, silu, sigmoid_first):
+        rstd = torch.ops.srmsnorm._gated_srms_norm(x, gate, **options, eps=1e-3)[1]
+        found += [
+            ("gated_srms_norm", (x, gate), {**options, "eps": 1e-3}),
+            ("_gated_srms_norm", (x, gate), {**options, "eps": None}),
+            ("_gated_srms_norm_backward", (g, x, gate, rstd), options),
+        ]
+    return [
+        *found,
+        ("_gated_srms_norm_backward_input", (g, x, gate, rstd), GATES[4]),
+        ("_gated_srms_norm_backward_gate", (g, x, gate, rstd), silu),
+    ]
 
 
 def requiring_grad(args):

@@ -2,9 +2,9 @@
 
 ``python tests/saved_programs.py NAME`` wrote ``tests/data/NAME.pt2`` (the program) and ``NAME.pt`` (its inputs and
 results), with torch 2.11 and srmsnorm 0.1.0: ``operators`` before ``_srms_norm_backward`` became a choice between two
-other operators, ``later`` after that. They show that programs stay loadable, so write another pair of files beside them
-rather than these again. ``schemas.txt`` is what the operators were when programs were first saved with them: its lines
-stay, too."""
+other operators, ``later`` after that, ``gated`` with the first operators that take a gate. They show that programs stay
+loadable, so write another pair of files beside them rather than these again. ``schemas.txt`` is what the operators were
+when programs were first saved with them: its lines stay, too."""
 
 import pathlib
 import sys
@@ -67,7 +67,29 @@ class Later(torch.nn.Module):
         )
 
 
-PROGRAMS = {"operators": Every, "later": Later}
+class Gated(torch.nn.Module):
+    """The operators with a gate: every activation and order."""
+
+    def forward(self, x, gate, g, _):
+        ops = torch.ops.srmsnorm
+        found = [
+            ops.gated_srms_norm(x, gate),
+            ops._gated_srms_norm_backward(g, x, gate, ops._srms_norm(x, None, None)[1]),
+        ]
+        for activation in (None, "silu", "swish", "sigmoid"):
+            for first in (True, False):
+                options = {"activation": activation, "norm_before_gate": first}
+                z, rstd = ops._gated_srms_norm(x, gate, **options, eps=1e-3)
+                found += [z, rstd, ops.gated_srms_norm(x, gate, **options, eps=1e-3)]
+                found += [
+                    ops._gated_srms_norm_backward(g, x, gate, rstd, **options),
+                    ops._gated_srms_norm_backward_input(g, x, gate, rstd, **options),
+                    ops._gated_srms_norm_backward_gate(g, x, gate, rstd, **options),
+                ]
+        return tuple(torch.utils._pytree.tree_leaves(found))
+
+
+PROGRAMS = {"operators": Every, "later": Later, "gated": Gated}
 
 
 def operands() -> tuple[torch.Tensor, ...]:

@@ -73,11 +73,15 @@ using namespace srmsnorm;
 constexpr LaunchPlan plan(int threads, int vectors, int cluster, bool twice, bool shifted) {{
   return {{8, threads, 1, vectors, cluster, twice, shifted, shifted}};
 }}
-constexpr bool exists(LaunchPlan plan, Reading reading, Chunks chunks) {{ return has_instance(plan, reading, chunks); }}
+constexpr bool exists(LaunchPlan plan, Reading reading, Chunks chunks) {{
+  return has_instance(plan, reading, !plan.edges, chunks);
+}}
 constexpr Chunks one = chunks_of(ForwardOperands<int>{{2}}), two = chunks_of(ForwardOperands<int>{{2, 2}});
 constexpr Chunks backward = chunks_of(BackwardOperands<int>{{2, 2}});
 constexpr Chunks late = chunks_of(BackwardOperands<int>{{2, 2, 0, 4}});
+constexpr Chunks gated = chunks_of(GatedBackwardOperands<int>{{2, 2, 4}});
 static_assert(one.all == 1 && two.all == 2 && backward.all == 2 && !backward.late && late.all == 4 && late.late == 2);
+static_assert(gated.all == 4 && gated.gated && !late.gated && every_plan_has_an_instance(gated));
 static_assert(every_plan_has_an_instance(one) && every_plan_has_an_instance(two));
 static_assert(every_plan_has_an_instance(backward) && every_plan_has_an_instance(late));
 static_assert(exists(plan(128, 4, 16, false, false), Reading::Once, one));
@@ -87,6 +91,13 @@ static_assert(!exists(plan(128, 8, 1, false, true), Reading::Shifted, one));    
 static_assert(exists(plan(32, 3, 1, false, false), Reading::Kept, two));
 static_assert(!exists(plan(32, 3, 1, false, false), Reading::Kept, one));            // not worth it
 static_assert(!exists(plan(32, 2, 1, false, false), Reading::Kept, late));
+static_assert(exists(plan(128, 4, 16, false, false), Reading::Once, gated));
+static_assert(!exists(plan(128, 8, 16, false, false), Reading::Once, gated));        // of any operator but gated ones
+// What has no instance of its own is read as rows that may lie anywhere.
+constexpr LaunchPlan warps = general_plan({{8, 128, 1, 4, 1, false, true, true}}, gated);
+constexpr LaunchPlan blocks = general_plan({{8, 128, 1, 4, 16, false, false, true}}, gated);
+static_assert(warps.twice && warps.vectors == kTwiceVectors && blocks.twice && blocks.vectors == kTwiceVectors);
+static_assert(!general_plan({{8, 128, 1, 4, 1, false, true, true}}, two).twice);
 int main() {{}}
 """
 
@@ -142,9 +153,19 @@ constexpr int cluster(int64_t dim, int largest) {{
   gpu.largest_cluster = largest;
   return plan_launch(dim, 2, chunks_of(ForwardOperands<int>{{2}}), Alignment::Whole, gpu).cluster;
 }}
+constexpr int gated_cluster(int64_t dim, int largest) {{
+  Gpu gpu;
+  gpu.largest_cluster = largest;
+  return plan_launch(dim, 2, chunks_of(GatedForwardOperands<int>{{2, 2}}), Alignment::Whole, gpu).cluster;
+}}
 template <int... dims>  // rows for which the largest cluster is not asked have the same plan with any
-constexpr bool not_asked = ((is_wide(dims, 2) || cluster(dims, 1) == cluster(dims, 16)) && ...);
-static_assert(not_asked<1, 8, 768, 4096, 8192, 16376, 16384, 16391, 16392> && is_wide(16392, 2) && !is_wide(16391, 2));
+constexpr bool not_asked = ((is_wide<ForwardOperands<int>>(dims, 2) || cluster(dims, 1) == cluster(dims, 16)) && ...);
+static_assert(not_asked<1, 8, 768, 4096, 8192, 16376, 16384, 16391, 16392> &&
+              is_wide<ForwardOperands<int>>(16392, 2) && !is_wide<ForwardOperands<int>>(16391, 2));
+template <int... dims>
+constexpr bool gated_not_asked = ((is_wide<GatedForwardOperands<int>>(dims, 2) ||
+                                   gated_cluster(dims, 1) == gated_cluster(dims, 16)) && ...);
+static_assert(gated_not_asked<1, 8, 768, 4096, 8192, 8199, 8200, 16384>);
 static_assert(cluster(16392, 1) == 1 && cluster(16392, 16) == 4 && cluster(16392, 2) == 2);
 int main() {{}}
 """

@@ -111,6 +111,10 @@ def bad_calls(device, eps):
     yield lambda: ops._add_srms_norm(x, r, eps)
     yield lambda: ops.srms_norm.default.redispatch(FORMULA, x, None, eps=eps)
     yield lambda: srmsnorm.srms_norm(x.to("meta"), eps=eps)
+    yield lambda: srmsnorm.gated_srms_norm(x, r, eps=eps)
+    yield lambda: srmsnorm.gated_srms_norm(nested, nested, eps=eps)
+    yield lambda: torch.func.vmap(srmsnorm.gated_srms_norm)(x, r, eps=eps)
+    yield lambda: ops._gated_srms_norm(x, r, eps=eps)
 
 
 @pytest.mark.parametrize("eps", [-5e-324, -1e-50, -1.0, float("-inf"), float("nan")])

@@ -250,6 +250,61 @@ def test_backward_operands(device):
         backward(g, y, rstd.to("meta"))
 
 
+# ---- a gate
+
+
+def gated_calls(input, gate):
+    """The function and every operator, on these operands."""
+    ops, rstd = torch.ops.srmsnorm, torch.ones(3, device=input.device)
+    yield lambda **options: srmsnorm.gated_srms_norm(input, gate, **options)
+    yield lambda **options: ops._gated_srms_norm(input, gate, **options)
+    for op in (ops._gated_srms_norm_backward, ops._gated_srms_norm_backward_input, ops._gated_srms_norm_backward_gate):
+        yield lambda op=op, **options: op(input, input, gate, rstd, **options)
+
+
+@pytest.mark.parametrize("activation", ["relu", "SiLU", "", "silu ", "none"])
+def test_activation(device, activation):
+    """Names the known ones."""
+    for call in gated_calls(plain(device), plain(device)):
+        message = f"srmsnorm: activation must be None, 'silu', 'swish' or 'sigmoid', got '{activation}'"
+        with pytest.raises(RuntimeError, match=f"^{message}"):
+            call(activation=activation)
+    for bad in (1, True, torch.nn.functional.silu):
+        with pytest.raises((TypeError, RuntimeError)):
+            srmsnorm.gated_srms_norm(plain(device), plain(device), activation=bad)
+
+
+def test_gate(device):
+    for shape in ((8,), (1, 8), (3, 1), (3, 9), (1, 3, 8), ()):
+        got = r"\[" + ", ".join(map(str, shape)) + r"\]"
+        for call in gated_calls(plain(device), torch.ones(shape, device=device)):
+            with raises("gate must have the shape of input", got, r"\[3, 8\]"):
+                call()
+    for other, name in ((HALF, "half"), (BFLOAT, "bfloat16"), (DOUBLE, "double"), (torch.int32, "int")):
+        for call in gated_calls(plain(device), torch.ones(SHAPE, dtype=other, device=device)):
+            with raises("gate", f"got {name} beside float"):
+                call()
+    for call in gated_calls(plain(device), plain(device).to("meta")):
+        with raises("gate", "device", "meta"):
+            call()
+    with raises("last dimension", r"\[3, 0\]"):
+        srmsnorm.gated_srms_norm(torch.empty(3, 0, device=device), torch.empty(3, 0, device=device))
+
+
+def test_gated_backward_operands(device):
+    backward, x, rstd = torch.ops.srmsnorm._gated_srms_norm_backward, plain(device), torch.ones(3, device=device)
+    with raises("grad_output", "shape of input", r"\[3, 9\]"):
+        backward(plain(device, shape=(3, 9)), x, x, rstd)
+    with raises("grad_output", "dtype of input", "half"):
+        backward(x.half(), x, x, rstd)
+    with raises("rstd", r"\[3, 1\]"):
+        backward(x, x, x, rstd[:, None])
+    with raises("rstd", "double"):
+        backward(x, x, x, rstd.double())
+    with raises("rstd", "device", "meta"):
+        backward(x, x, x, rstd.to("meta"))
+
+
 # ---- the module and the build
 
 
@@ -258,6 +313,8 @@ def test_module_last_dim(device):
         srmsnorm.SRMSNorm(7)(plain(device))
     with raises(r"SRMSNorm\(8\)", r"\[\]"):
         srmsnorm.SRMSNorm(8)(torch.tensor(1.0, device=device))
+    with raises(r"SRMSNormGated\(7\)", "7", r"\[3, 8\]"):
+        srmsnorm.SRMSNormGated(7)(plain(device), plain(device))
 
 
 def test_return_sum_without_residual(device):
@@ -272,6 +329,8 @@ def test_not_a_tensor():
         srmsnorm.srms_norm(torch.ones(3), None, 1e-6)  # eps is for keywords only
     with pytest.raises(TypeError):
         srmsnorm.add_srms_norm(torch.ones(3))
+    with pytest.raises(TypeError):
+        srmsnorm.gated_srms_norm(torch.ones(3), torch.ones(3), "silu")
 
 
 @pytest.mark.skipif(

@@ -27,9 +27,50 @@ def test_calls(device, kind):
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.parametrize("kind", samples.GATED, ids=str)
+def test_gated_calls(device, kind):
+    input, gate = samples.gated(kind, (4, 33), device)
+    for options in samples.GATES:
+        module = srmsnorm.SRMSNormGated(33, 1e-5, **options)
+        assert torch.equal(module(input, gate), srmsnorm.gated_srms_norm(input, gate, **options, eps=1e-5))
+    assert torch.equal(srmsnorm.SRMSNormGated(33)(input, gate), srmsnorm.gated_srms_norm(input, gate, eps=1e-6))
+
+
 def test_repr():
     assert repr(srmsnorm.SRMSNorm(64)) == "SRMSNorm(64, eps=1e-06)"
     assert repr(srmsnorm.SRMSNorm(64, eps=None)) == "SRMSNorm(64, eps=None)"
+    assert repr(srmsnorm.SRMSNormGated(64)) == "SRMSNormGated(64, eps=1e-06, activation=None)"
+    gate_first = srmsnorm.SRMSNormGated(64, None, "silu", False)
+    assert repr(gate_first) == "SRMSNormGated(64, eps=None, activation='silu', norm_before_gate=False)"
+
+
+@pytest.mark.parametrize("activation", ["relu", "SiLU", "", 1, True, ["silu"], torch.nn.functional.silu], ids=repr)
+def test_bad_activation(activation):
+    match = "srmsnorm: SRMSNormGated takes an activation of None, 'silu', 'swish' or 'sigmoid', got "
+    with pytest.raises(ValueError, match=match + re.escape(repr(activation))):
+        srmsnorm.SRMSNormGated(16, activation=activation)
+
+
+@pytest.mark.parametrize("first", [None, 1, "silu"], ids=repr)
+def test_bad_order(first):
+    with pytest.raises(ValueError, match="srmsnorm: SRMSNormGated takes a bool as norm_before_gate, got "):
+        srmsnorm.SRMSNormGated(16, norm_before_gate=first)
+
+
+def test_activations_of_module_operator_and_reference():
+    """One set of names."""
+    x = torch.ones(1, 16)
+    for name in (*srmsnorm.reference.ACTIVATIONS, "silu ", "relu"):
+        known = name in srmsnorm.reference.ACTIVATIONS
+        for call, error in (
+            (lambda: srmsnorm.gated_srms_norm(x, x, activation=name), RuntimeError),  # noqa: B023
+            (lambda: srmsnorm.SRMSNormGated(16, activation=name), ValueError),  # noqa: B023
+        ):
+            try:
+                call()
+                assert known, name
+            except error:
+                assert not known, name
 
 
 INTS = [16, np.int64(16), np.uint8(16), (16,), [16], torch.Size([16]), (np.int32(16),)]
@@ -51,12 +92,18 @@ BAD_DIMS = [0, -1, True, False, 16.0, "1", "16", None, (), [], (16, 16), (0,), (
 def test_bad_dims(dim):
     with pytest.raises(ValueError, match="srmsnorm: SRMSNorm takes a dim of at least 1.*got " + re.escape(repr(dim))):
         srmsnorm.SRMSNorm(dim)
+    with pytest.raises(
+        ValueError, match="srmsnorm: SRMSNormGated takes a dim of at least 1.*got " + re.escape(repr(dim))
+    ):
+        srmsnorm.SRMSNormGated(dim)
 
 
 @pytest.mark.parametrize("eps", [-1e-6, float("nan"), float("-inf"), "1e-6", True, 1j, (1e-6,)], ids=repr)
 def test_bad_eps(eps):
     with pytest.raises(ValueError, match="srmsnorm: SRMSNorm takes an eps of at least 0.*got " + re.escape(repr(eps))):
         srmsnorm.SRMSNorm(16, eps)
+    with pytest.raises(ValueError, match="srmsnorm: SRMSNormGated takes an eps of at least 0"):
+        srmsnorm.SRMSNormGated(16, eps)
 
 
 def test_eps_of_other_types():
@@ -87,6 +134,15 @@ def test_copies():
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(saved, weights_only=False)):
         assert repr(twin) == repr(module)
         assert torch.equal(twin(torch.ones(2, 64)), module(torch.ones(2, 64)))
+
+
+def test_copies_of_the_gated_norm():
+    module, x = srmsnorm.SRMSNormGated(64, 0.5, "sigmoid", False), torch.ones(2, 64)
+    assert not module.state_dict() and not list(module.parameters())
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert repr(twin) == repr(module) and torch.equal(twin(x, x), module(x, x))
+    elsewhere = srmsnorm.SRMSNormGated(8, device="cuda:3", dtype=BFLOAT).to("meta").half()
+    assert elsewhere(torch.ones(2, 8), torch.ones(2, 8)).dtype == FLOAT
 
 
 def test_factories_device_and_dtype():

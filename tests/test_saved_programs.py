@@ -35,7 +35,13 @@ def test_the_operator_with_a_dtype_is_decomposed():
 
 @pytest.mark.parametrize(
     ("name", "source"),
-    [("operators", "saved"), ("operators", "strict"), ("operators", "not strict"), ("later", "saved")],
+    [
+        ("operators", "saved"),
+        ("operators", "strict"),
+        ("operators", "not strict"),
+        ("later", "saved"),
+        ("gated", "saved"),
+    ],
 )
 def test_package(name, source, tmp_path):
     """A package holds code for one torch and one machine, and calls the operators by name and schema, as a program."""

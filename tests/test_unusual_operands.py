@@ -22,6 +22,11 @@ OPERANDS = {
     "_srms_norm_backward_input": ["grad_output", "output", "rstd", "grad_sum"],
     "_srms_norm_backward_residual": ["grad_output", "output", "rstd", "grad_sum"],
     "_srms_norm_backward_pair": ["grad_output", "output", "rstd", "grad_sum"],
+    "gated_srms_norm": ["input", "gate"],
+    "_gated_srms_norm": ["input", "gate"],
+    "_gated_srms_norm_backward": ["grad_output", "input", "gate", "rstd"],
+    "_gated_srms_norm_backward_input": ["grad_output", "input", "gate", "rstd"],
+    "_gated_srms_norm_backward_gate": ["grad_output", "input", "gate", "rstd"],
 }
 NOT_DENSE = {
     "Sparse": torch.Tensor.to_sparse,
@@ -46,10 +51,11 @@ def every_operand(device="cpu"):
     kind = Kind(BFLOAT, FLOAT)
     x, stream = samples.forward(kind, SHAPE, device)
     y, rstd = ops._srms_norm(x, stream, None)
-    forward = [x, stream]
-    backward = [samples.grad_output(kind, SHAPE, device), y, rstd, samples.grad_sum(kind, SHAPE, device)]
+    g, grad_sum = samples.grad_output(kind, SHAPE, device), samples.grad_sum(kind, SHAPE, device)
     for name, names in OPERANDS.items():
-        operands = forward if len(names) == 2 else backward
+        operands = (
+            [x, stream] if len(names) == 2 else [g, x, stream, rstd] if "gate" in names else [g, y, rstd, grad_sum]
+        )
         more = [None] if name in ("_srms_norm", "_add_srms_norm") else []
         for position, operand in enumerate(names):
             yield _call(getattr(ops, name), more), operands, position, operand
@@ -101,7 +107,12 @@ def test_none():
         "grad_output": [(ops._srms_norm_backward, None, x, rstd), (ops._srms_norm_backward_pair, None, x, rstd)],
         "output": [(ops._srms_norm_backward, x, None, rstd), (ops._srms_norm_backward_pair, x, None, rstd)],
         "rstd": [(ops._srms_norm_backward, x, x, None), (ops._srms_norm_backward_pair, x.half(), x.half(), None)],
+        "gate": [(ops.gated_srms_norm, x, None), (ops._gated_srms_norm_backward, x, x, None, rstd)],
     }
+    gated = ops._gated_srms_norm_backward_input
+    calls["input"] += [(ops._gated_srms_norm, None, x), (gated, x, None, x, rstd)]
+    calls["grad_output"].append((gated, None, x, x, rstd))
+    calls["rstd"].append((gated, x, x, x, None))
     for name, each in calls.items():
         for op, *args in each:
             with pytest.raises(RuntimeError, match=f"srmsnorm: {name} must be a tensor, got None"):
@@ -152,6 +163,13 @@ def test_vmap_shapes(device):
         (backward, (x, x, x), r"rstd .*got \[4, 8\] beside an output of \[4, 8\]"),
         (backward, (x, x, rstd, wide), r"grad_sum .*got \[4, 9\] beside \[4, 8\]"),
         (ops._srms_norm_backward_pair, (wide, x, rstd), r"grad_output .*got \[4, 9\] beside \[4, 8\]"),
+        (ops.gated_srms_norm, (x, wide), r"gate .*got \[4, 9\] beside \[4, 8\]"),
+        (ops.gated_srms_norm, (x, x[0]), r"gate .*got \[8\] beside \[4, 8\]"),
+        (ops.gated_srms_norm, (scalar, scalar), "input must have at least one dimension, got a scalar"),
+        (partial(ops.gated_srms_norm, activation="relu"), (x, x), "activation must be .*got 'relu'"),
+        (ops._gated_srms_norm, (x, wide), r"gate .*got \[4, 9\] beside \[4, 8\]"),
+        (ops._gated_srms_norm_backward, (wide, x, x, rstd), r"grad_output .*got \[4, 9\] beside \[4, 8\]"),
+        (ops._gated_srms_norm_backward_gate, (x, x, x, x), r"rstd .*got \[4, 8\] beside an input of \[4, 8\]"),
     ]
     for function, operands, message in cases:
         for call in in_vmaps(function, operands):

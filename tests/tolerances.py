@@ -6,6 +6,7 @@ operand, never a rounding to that operand's dtype."""
 import math
 
 import torch
+import truth
 from torch import Tensor
 
 from srmsnorm.reference import accumulation_dtype
@@ -24,6 +25,14 @@ BACKWARD_ROUNDINGS = 8
 # rounded to y's dtype (2) and projected (4), rounded again (2); y in the gradient of rstd (4); both added and rounded
 # (4); two cotangents of one gradient added (2).
 SECOND_ROUNDINGS = 20
+
+# A sigmoid, s = 1 / (1 + exp(-g)), in units of u of the accumulation type: exp errs by 2 ulp, of which s takes the
+# share 1 - s; the addition rounds, the division errs by an ulp, and where it is exp(g) times a quotient the product
+# rounds. Of a 16-bit gate exp may err by 1.2 |g| ulp more, as CUDA's __expf does, and the division by 2 ulp.
+EXP_ROUNDINGS = 4
+FAST_EXP_ROUNDINGS = 2.4
+QUOTIENT_ROUNDINGS = 4
+FAST_QUOTIENT_ROUNDINGS = 6
 
 
 def unit_roundoff(dtype) -> float:
@@ -149,6 +158,123 @@ def second_bound(truth: Tensor, dtype, output_dtype, grad_output, v, rstd) -> Te
     smallest = torch.finfo(dtype).smallest_normal + torch.finfo(output_dtype).smallest_normal
     subnormal = smallest * rstd.clamp(min=1.0) * truth.shape[-1] ** 0.5
     return SECOND_ROUNDINGS * u * second_size(grad_output, v, rstd) + unit_roundoff(dtype) * _norm(truth) + subnormal
+
+
+# ---- beside a gate: what each term loses, carried through those that it enters
+
+
+def _accumulation_roundoff(dtype) -> float:
+    accumulation = accumulation_dtype(dtype)
+    return unit_roundoff(accumulation) * _truth_error(accumulation)
+
+
+def _rounding(x: Tensor, dtype) -> Tensor:
+    """Of a number in that dtype's accumulation type; the subnormal ones' too."""
+    accumulation = accumulation_dtype(dtype)
+    return 0.5 * _truth_error(accumulation) * ulp(x, accumulation)
+
+
+def activation_errors(gate: Tensor, activation: str | None, dtype) -> tuple[Tensor, Tensor]:
+    """What a and its slope may lose beside an input of that dtype, whose accumulation type they are computed in."""
+    g = gate.double()
+    if activation is None:
+        return torch.zeros_like(g), torch.zeros_like(g)
+    u, fast = _accumulation_roundoff(dtype), gate.dtype != accumulation_dtype(gate.dtype)
+    s, complement = torch.sigmoid(g), torch.sigmoid(-g)
+    exp = EXP_ROUNDINGS + (FAST_EXP_ROUNDINGS * g.abs() if fast else 0)
+    others = FAST_QUOTIENT_ROUNDINGS if fast else QUOTIENT_ROUNDINGS
+    relative = u * (complement * exp + others)  # of s
+    # 1 - s loses what s does, but no more than itself where exp(-g) is lost beside 1
+    complement_error = u * exp * complement + others * torch.clamp(2 * complement, max=u)
+    flushed = 2 * torch.finfo(accumulation_dtype(dtype)).tiny  # of s, where exp(-g) overflows or nearly does
+    if activation == "sigmoid":
+        slope_error = s * complement_error + s * complement * (relative + u)
+        return s * relative + flushed, slope_error + flushed
+    inner = 1 + g * complement
+    inner_error = g.abs() * complement_error + 2 * u * (1 + g.abs() * complement)
+    slope_error = s * inner_error + (s * inner).abs() * (relative + u)
+    return g.abs() * (s * relative + flushed) + _rounding(g * s, dtype), slope_error + (1 + g.abs()) * flushed
+
+
+def gated_bounds(input: Tensor, gate: Tensor, activation: str | None, norm_before_gate: bool, eps: float | None):
+    """(of z, of rstd): element by element and row by row."""
+    dtype, accumulation = input.dtype, accumulation_dtype(input.dtype)
+    (z, rstd), (a, _) = (
+        truth.gated(input, gate, activation, norm_before_gate, eps),
+        truth.activated(gate, activation),
+    )
+    a_error, _ = activation_errors(gate, activation, dtype)
+    x, r = input.double(), rstd.unsqueeze(-1)
+    roundings = _truth_error(accumulation) * (FORWARD_ULP + (0 if dtype == accumulation else ROOT_ULP_16_BIT))
+    of_rstd = rstd_bound(rstd, accumulation)
+    if norm_before_gate:
+        y = x * r
+        error = y.abs() * a_error + roundings * a.abs() * ulp(y, accumulation) + _rounding(z, dtype)
+    else:
+        t_error = x.abs() * a_error + _rounding(x * a, dtype)
+        of_root = r * r * ((x * a).abs() * t_error).mean(-1, keepdim=True)  # relative
+        error = r * t_error + z.abs() * of_root + roundings * ulp(z, accumulation)
+        of_rstd = of_rstd + rstd * of_root.squeeze(-1)
+    return (error if dtype == accumulation else error + 0.5 * ulp(z.abs() + error, dtype)), of_rstd
+
+
+def _project_error(g, g_error, y, y_error, r, r_error, u) -> Tensor:
+    """What r (g - y mean(y g)) may lose of terms that have lost something; r_error is relative."""
+    mean = lambda t: t.mean(-1, keepdim=True)  # noqa: E731
+    g, y = g.abs(), y.abs()
+    inherited = g_error + y * mean(y * g_error) + y_error * mean(y * g) + y * mean(y_error * g)
+    return r * inherited + (BACKWARD_ROUNDINGS * u + r_error) * r * (g + y * mean(y * g))
+
+
+def gated_backward_bounds(
+    grad_output: Tensor,
+    input: Tensor,
+    gate: Tensor,
+    rstd: Tensor,
+    activation: str | None,
+    norm_before_gate: bool,
+    rstd_error: Tensor | float = 0.0,
+):
+    """(of the input's gradient, of the gate's) from these very operands; rstd_error is what rstd itself has lost,
+    relative to it."""
+    u, rounding = _accumulation_roundoff(input.dtype), lambda t: _rounding(t, input.dtype)
+    a, slope = truth.activated(gate, activation)
+    a_error, slope_error = activation_errors(gate, activation, input.dtype)
+    dz, x, r = grad_output.double(), input.double(), rstd.double().unsqueeze(-1)
+    grads = truth.gated_backward(grad_output, input, gate, rstd, activation, norm_before_gate)
+    if norm_before_gate:
+        y, y_error = x * r, rounding(x * r) + rstd_error * (x * r).abs()
+        dy_error = dz.abs() * a_error + rounding(dz * a)
+        input_error = _project_error(dz * a, dy_error, y, y_error, r, rstd_error, u)
+        gate_error = dz.abs() * (y_error * slope.abs() + y.abs() * slope_error) + 2 * rounding(grads[1])
+    else:
+        z, t_error = x * a * r, x.abs() * a_error + rounding(x * a)
+        z_error = r * t_error + rounding(z) + rstd_error * z.abs()
+        dt = truth.project(dz, z, r)
+        dt_error = _project_error(dz, torch.zeros_like(dz), z, z_error, r, rstd_error, u)
+        dt_size = dt.abs() + dt_error
+        input_error = a.abs() * dt_error + dt_size * a_error + rounding(grads[0])
+        gate_error = x.abs() * (slope.abs() * dt_error + dt_size * slope_error) + 2 * rounding(grads[1])
+    errors = zip(grads, (input_error, gate_error), (input.dtype, gate.dtype), strict=True)
+    return tuple(error + 0.5 * ulp(grad.abs() + error, dtype) for grad, error, dtype in errors)
+
+
+def assert_gated(z: Tensor, rstd: Tensor | None, input, gate, activation, norm_before_gate, eps) -> None:
+    """z, and rstd where it is given."""
+    of_z, of_rstd = gated_bounds(input, gate, activation, norm_before_gate, eps)
+    z_truth, rstd_truth = truth.gated(input, gate, activation, norm_before_gate, eps)
+    assert_within(z, z_truth, of_z)
+    if rstd is not None:
+        assert_within(rstd, rstd_truth, of_rstd)
+
+
+def assert_gated_gradients(grads, grad_output, input, gate, rstd, activation, norm_before_gate, rstd_error=0.0) -> None:
+    """Of the input and the gate; None for one that is not there."""
+    operands = grad_output, input, gate, rstd, activation, norm_before_gate
+    bounds = gated_backward_bounds(*operands, rstd_error)
+    for grad, want, bound in zip(grads, truth.gated_backward(*operands), bounds, strict=True):
+        if grad is not None:
+            assert_within(grad, want, bound)
 
 
 def assert_compiled(got, want) -> None:

@@ -5,6 +5,6 @@
 #include "sweep.h"
 
 namespace srmsnorm::cpu {
-const Sweeps kAvx2 = {select_forward, select_backward};
+const Sweeps kAvx2 = kSweeps;
 }
 #endif

@@ -1,5 +1,7 @@
-// What a file per instruction set offers: the function that sweeps over rows, for the operands of a call.
+// What a file per instruction set offers: for the operands of a call, the function that sweeps over its rows.
 #pragma once
+#include <tuple>
+
 #include "../row_args.h"
 
 namespace srmsnorm::cpu {
@@ -7,10 +9,11 @@ namespace srmsnorm::cpu {
 template <class Args>
 using Sweep = void (*)(const Args& args, int64_t first_row, int64_t last_row);
 
-struct Sweeps {
-  Sweep<ForwardArgs> (*forward)(const ForwardArgs&);
-  Sweep<BackwardArgs> (*backward)(const BackwardArgs&);
-};
+template <class Args>
+using Select = Sweep<Args> (*)(const Args&);
+
+using Sweeps =
+    std::tuple<Select<ForwardArgs>, Select<BackwardArgs>, Select<GatedForwardArgs>, Select<GatedBackwardArgs>>;
 
 extern const Sweeps kPortable;
 #if defined(__x86_64__)

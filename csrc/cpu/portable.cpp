@@ -4,5 +4,5 @@
 #include "sweep.h"
 
 namespace srmsnorm::cpu {
-const Sweeps kPortable = {select_forward, select_backward};
+const Sweeps kPortable = kSweeps;
 }

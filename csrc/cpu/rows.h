@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../row_args.h"
+#include "activation.h"
 #include "vector.h"
 
 namespace srmsnorm::cpu {
@@ -44,11 +45,47 @@ struct Source {
   Cursor<const T> input;
   Cursor<const Residual> residual;
 
+  explicit Source(const ForwardArgs&) {}
+
   template <int W>
   SRMSNORM_SIMD Vec<A, W> h(int64_t i) const {
     auto value = load<W>(input.row + i);
     if constexpr (kPresent<Residual>) value += load<W>(residual.row + i);
     return value;
+  }
+
+  // What is made of y before it is rounded.
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> finished(Vec<A, W> y, int64_t) const {
+    return y;
+  }
+};
+
+// Input and a gate, which multiplies h, or y.
+template <class T, class Gate>
+struct GatedSource {
+  using A = Accumulator<T>;
+  Cursor<const T> input;
+  Cursor<const Gate> gate;
+  Gating gating;
+
+  explicit GatedSource(const GatedForwardArgs& args) : gating(args.gating) {}
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> h(int64_t i) const {
+    auto value = load<W>(input.row + i);
+    return gating.norm_first ? value : value * a<W>(i);
+  }
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> finished(Vec<A, W> y, int64_t i) const {
+    return gating.norm_first ? y * a<W>(i) : y;
+  }
+
+ private:
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> a(int64_t i) const {
+    return activated<A, W>(load<W>(gate.row + i), gating.activation).value;
   }
 };
 
@@ -63,8 +100,8 @@ struct Normalized {
   const T* result() const { return output.row; }
 
   template <int W>
-  SRMSNORM_SIMD void write_made(Vec<A, W> h, A r, int64_t i) const {
-    store<W>(output.row + i, h * r);
+  SRMSNORM_SIMD void write_made(Vec<A, W> h, Vec<A, W> y, int64_t i) const {
+    store<W>(output.row + i, y);
     if constexpr (kPresent<Sum>) store<W>(sum.row + i, h);
   }
 };
@@ -76,7 +113,8 @@ struct Forward : Source, Epilogue {
   double eps;
   A r = 0;
 
-  explicit Forward(const ForwardArgs& args) : eps(args.eps) {}
+  template <class Args>
+  explicit Forward(const Args& args) : Source(args), eps(args.eps) {}
 
   template <int W>
   SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
@@ -91,7 +129,49 @@ struct Forward : Source, Epilogue {
 
   template <int W>
   SRMSNORM_SIMD void write(int64_t i) const {
-    Epilogue::template write_made<W>(Source::template h<W>(i), r, i);
+    auto h = Source::template h<W>(i);
+    Epilogue::template write_made<W>(h, Source::template finished<W>(h * r, i), i);
+  }
+};
+
+template <class T, class Gate>
+using GatedForward = Forward<GatedSource<T, Gate>, Normalized<T, Absent>>;
+
+// y = input * rstd (* a where the gate comes first).
+template <class T, class Gate>
+struct GatedBackward {
+  using A = Accumulator<T>;
+  Cursor<const T> grad_output, input;
+  Cursor<const Gate> gate;
+  Cursor<const A> rstd;
+  Cursor<T> grad_input;
+  Cursor<Gate> grad_gate;
+  Gating gating;
+  A r = 0, mean = 0;
+
+  explicit GatedBackward(const GatedBackwardArgs& args) : gating(args.gating) {}
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
+    auto a = activated<A, W>(load<W>(gate.row + i), gating.activation).value;
+    return total + load<W>(input.row + i) * a * load<W>(grad_output.row + i);
+  }
+
+  void reduced(double row_mean) {
+    r = *rstd.row;
+    mean = static_cast<A>(row_mean * r);  // of y and its gradient
+  }
+
+  static constexpr bool kTwoResults = false;
+  const T* result() const { return grad_input.row; }
+
+  template <int W>
+  SRMSNORM_SIMD void write(int64_t i) const {
+    auto g = load<W>(grad_output.row + i), x = load<W>(input.row + i);
+    auto [a, slope] = activated<A, W>(load<W>(gate.row + i), gating.activation);
+    auto y = r * (gating.norm_first ? x : x * a), dh = r * ((gating.norm_first ? g * a : g) - y * mean);
+    if (grad_input) store<W>(grad_input.row + i, gating.norm_first ? dh : dh * a);
+    if (grad_gate) store<W>(grad_gate.row + i, (gating.norm_first ? g * y : dh * x) * slope);
   }
 };
 

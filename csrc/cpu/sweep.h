@@ -145,5 +145,19 @@ Sweep<BackwardArgs> select_backward(const BackwardArgs& args) {
   });
 }
 
+// Row: a gated one, of the input's type and the gate's.
+template <template <class, class> class Row, class Args>
+Sweep<Args> select_gated(const Args& args) {
+  return with_type<Half, BFloat16>(args.main().dtype, [&]<class T>(T) {
+    return with_type_beside<T>(args.gate, args.main().dtype, []<class G>(G) -> Sweep<Args> {
+      if constexpr (kPresent<G>) return sweep<Row<T, G>>;
+      return nullptr;
+    });
+  });
+}
+
+constexpr Sweeps kSweeps{select_forward, select_backward, select_gated<GatedForward, GatedForwardArgs>,
+                         select_gated<GatedBackward, GatedBackwardArgs>};
+
 }  // namespace
 }  // namespace srmsnorm::cpu

@@ -21,7 +21,7 @@ cudaError_t launch_backward(const BackwardArgs& args, const Gpu& gpu, cudaStream
 
 }  // namespace
 
-cudaError_t cuda::backward(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
+cudaError_t cuda::launch(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
   return with_type<half, bfloat16>(args.output.dtype,
                                    [&]<class T>(T) { return launch_backward<T>(args, gpu, stream); });
 }

@@ -15,7 +15,7 @@ cudaError_t launch_forward(const ForwardArgs& args, const Gpu& gpu, cudaStream_t
 
 }  // namespace
 
-cudaError_t cuda::forward(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
+cudaError_t cuda::launch(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
   return with_type<half, bfloat16>(args.input.dtype, [&]<class T>(T) { return launch_forward<T>(args, gpu, stream); });
 }
 

@@ -25,11 +25,10 @@ struct Normalized {
   using Accumulator = typename Source::Accumulator;
   using Total = Accumulator;
   using Residual = typename Source::Residual;
-  using Call = ForwardArgs;
-  using Operands = join<typename Source::Operands, OperandList<&Call::output>, OperandIf<Source::kResidual, &Call::sum>,
-                        OperandList<&Call::rstd>>;
-  static constexpr int kOutput = Operands::index(&Call::output), kSum = Operands::index(&Call::sum),
-                       kRstd = Operands::index(&Call::rstd);
+  using Call = typename Source::Call;
+  using Operands =
+      join<typename Source::Operands, OperandList<&Call::output>, typename Source::Sum, OperandList<&Call::rstd>>;
+  static constexpr int kOutput = Source::Operands::kCount, kSum = kOutput + 1, kRstd = Operands::index(&Call::rstd);
 
   Output* output;
   Residual* sum;
@@ -54,8 +53,8 @@ struct Normalized {
   }
 
   // In one pass: with the sum in one and y in another, dim 262144 took 5 % longer.
-  template <int pass, int N, class F>
-  __device__ __forceinline__ void store_rows(const Accumulator (&h)[N], Accumulator r, F f) const {
+  template <int pass, int N, class Finish, class F>
+  __device__ __forceinline__ void store_rows(const Accumulator (&h)[N], Accumulator r, Finish finish, F f) const {
     if constexpr (pass == 0) {
       if constexpr (Source::kResidual) {
         Vector<Residual, N> out;
@@ -65,6 +64,7 @@ struct Normalized {
       Accumulator y[N];
 #pragma unroll
       for (int i = 0; i < N; i++) y[i] = h[i] * r;
+      finish(y);
       Vector<Output, N> out;
       out.set(y);
       f(out, output);
@@ -76,12 +76,12 @@ template <class Source, class Epilogue>
 struct ForwardOp : Source, Epilogue {
   using T = typename Source::Element;
   using Accumulator = typename Source::Accumulator;
-  using Call = ForwardArgs;
+  using Call = typename Source::Call;
   using Operands = typename Epilogue::Operands;
   using Total = typename Epilogue::Total;
   static constexpr int kRstd = Operands::index(&Call::rstd);
   template <bool flat>
-  using Args = KernelArgs<flat, Operands, Source::Operands::kCount, Accumulator>;
+  using Args = typename Source::template OwnArgs<KernelArgs<flat, Operands, Source::Operands::kCount, Accumulator>>;
   template <int N, bool shifted, bool first>
   using Held = typename Source::template Held<N, shifted, first>;
 
@@ -95,7 +95,7 @@ struct ForwardOp : Source, Epilogue {
 
   template <class Held>
   __device__ __forceinline__ Total term(const Held& held) const {
-    return Epilogue::term(held.h);
+    return Source::for_reduction(held, [](const auto& h) { return Epilogue::term(h); });
   }
 
   template <class Args>
@@ -117,7 +117,7 @@ struct ForwardOp : Source, Epilogue {
 
   template <int pass, class Held, class F>
   __device__ __forceinline__ void store(const Held& held, F f) const {
-    Epilogue::template store_rows<pass>(held.h, r, f);
+    Source::for_result(held, [&](const auto& h, auto finish) { Epilogue::template store_rows<pass>(h, r, finish, f); });
   }
 };
 

@@ -13,74 +13,97 @@ constexpr Reading reading_of(const LaunchPlan& plan) {
   return plan.twice ? Reading::Twice : plan.shifted ? Reading::Shifted : Reading::Once;
 }
 
-// The kernels that have an instance: of all operators, of forward ones, of those whose operands the reduction needs, or
-// of those of them that read several chunks.
-enum class Of { None, All, Forward, Unstaged, Several };
+// The operators that have an instance: all; those without a gate; of these the forward ones, or with the gated ones;
+// those without a gate whose operands the reduction needs, and of those the ones that read several chunks.
+enum class Of { None, All, Ungated, Forward, ForwardOrGated, Unstaged, Several };
 
-constexpr bool are(Of kernels, Chunks chunks) {
-  switch (kernels) {
+constexpr bool includes(Of operators, Chunks chunks) {
+  switch (operators) {
     case Of::None:
       return false;
     case Of::All:
       return true;
     case Of::Forward:
-      return !chunks.backward;
+      return !chunks.gated && !chunks.backward;
+    case Of::ForwardOrGated:
+      return chunks.gated || !chunks.backward;
+    case Of::Ungated:
+      return !chunks.gated;
     case Of::Unstaged:
-      return chunks.late == 0;
+      return !chunks.gated && chunks.late == 0;
     case Of::Several:
-      return chunks.late == 0 && chunks.all > 1;
+      return !chunks.gated && chunks.late == 0 && chunks.all > 1;
   }
   return false;
 }
 
-// By who shares a row and the vectors that a thread holds. Read once, there is one for rows that begin and end at 16
-// bytes and one for all others; kept are the former, shifted and read twice the latter. Being kept gains dim 64 to 256
-// of backward 1.0 to 1.2 %, nothing where one chunk is read in 1, 3 or 8 vectors; a cluster's reads are prefetched
-// instead.
+// By who shares a row and the vectors that a thread holds: of flat rows (one level, beginning and ending at 16 bytes)
+// read once, or kept; of all others read once, shifted or twice. Being kept gains dim 64 to 256 of backward 1.0 to 1.2
+// %, nothing where one chunk is read in 1, 3 or 8 vectors; a cluster's reads are prefetched instead. Gated rows that
+// lie anywhere are read twice, and so are wide ones that are not flat.
 struct Instance {
   Sharing sharing;
   int vectors;
-  Of once, kept, shifted, twice;
+  Of flat, kept, general, shifted, twice;
 
-  constexpr Of kernels(Reading reading) const {
-    return reading == Reading::Once      ? once
-           : reading == Reading::Kept    ? kept
-           : reading == Reading::Shifted ? shifted
-                                         : twice;
+  constexpr Of operators(Reading reading, bool is_flat) const {
+    switch (reading) {
+      case Reading::Once:
+        return is_flat ? flat : general;
+      case Reading::Kept:
+        return is_flat ? kept : Of::None;
+      case Reading::Shifted:
+        return is_flat ? Of::None : shifted;
+      case Reading::Twice:
+        return is_flat ? Of::None : twice;
+    }
+    return Of::None;
   }
 };
 
 constexpr Instance kInstances[] = {
-    {Sharing::Lanes, 1, Of::All, Of::Several, Of::All, Of::None},
-    {Sharing::Lanes, 2, Of::All, Of::Unstaged, Of::All, Of::None},
-    {Sharing::Lanes, 3, Of::All, Of::Several, Of::All, Of::None},
-    {Sharing::Warps, 2, Of::All, Of::Unstaged, Of::All, Of::All},
-    {Sharing::Warps, 4, Of::All, Of::Unstaged, Of::All, Of::None},
-    {Sharing::Warps, 8, Of::All, Of::Several, Of::None, Of::None},
-    {Sharing::Blocks, 2, Of::None, Of::None, Of::None, Of::All},
-    {Sharing::Blocks, 4, Of::Forward, Of::None, Of::None, Of::None},
-    {Sharing::Blocks, 8, Of::All, Of::None, Of::None, Of::None},
+    {Sharing::Lanes, 1, Of::All, Of::Several, Of::All, Of::All, Of::None},
+    {Sharing::Lanes, 2, Of::All, Of::Unstaged, Of::All, Of::All, Of::None},
+    {Sharing::Lanes, 3, Of::All, Of::Several, Of::All, Of::All, Of::None},
+    {Sharing::Warps, 2, Of::All, Of::Unstaged, Of::All, Of::Ungated, Of::All},
+    {Sharing::Warps, 4, Of::All, Of::Unstaged, Of::All, Of::Ungated, Of::None},
+    {Sharing::Warps, 8, Of::Ungated, Of::Several, Of::Ungated, Of::None, Of::None},
+    {Sharing::Blocks, 2, Of::None, Of::None, Of::None, Of::None, Of::All},
+    {Sharing::Blocks, 4, Of::ForwardOrGated, Of::None, Of::Forward, Of::None, Of::None},
+    {Sharing::Blocks, 8, Of::Ungated, Of::None, Of::Ungated, Of::None, Of::None},
 };
 
 constexpr bool holds(const Instance& instance, const LaunchPlan& plan) {
   return instance.sharing == sharing_of(plan.cluster, plan.threads_per_row) && instance.vectors == plan.vectors;
 }
 
-constexpr bool has_instance(const LaunchPlan& plan, Reading reading, Chunks chunks) {
+constexpr bool has_instance(const LaunchPlan& plan, Reading reading, bool flat, Chunks chunks) {
   for (const auto& instance : kInstances)
-    if (holds(instance, plan)) return are(instance.kernels(reading), chunks);
+    if (holds(instance, plan)) return includes(instance.operators(reading, flat), chunks);
   return false;
 }
 
-// Whether every plan there can be has one: for rows of 2 vectors, of 1 and a part of another, of a part of one, ...
+// Of rows that are not flat: where their own reading has no instance, one that reads any row, in the same order.
+constexpr LaunchPlan general_plan(LaunchPlan plan, Chunks chunks) {
+  if (has_instance(plan, reading_of(plan), false, chunks)) return plan;
+  plan.shifted = plan.edges = true;
+  if (has_instance(plan, reading_of(plan), false, chunks)) return plan;
+  plan.twice = true;
+  plan.vectors = kTwiceVectors;
+  return plan;
+}
+
+// Whether every plan there can be has one: no plan is for so few dims that steps of a 16th would pass it by.
 constexpr bool every_plan_has_an_instance(Chunks chunks) {
-  for (int64_t elements = 1; elements < int64_t{1} << 24; elements += std::max<int64_t>(1, elements / 64))
+  for (int64_t elements = 1; elements < int64_t{1} << 24; elements += std::max<int64_t>(1, elements / 16))
     for (auto alignment : {Alignment::Whole, Alignment::InPhase, Alignment::Any})
-      for (int cluster = 1; cluster <= kMaxCluster; cluster *= 2) {
+      for (int cluster : {1, 2, kMaxCluster}) {
         Gpu gpu;
         gpu.largest_cluster = cluster;
         auto plan = plan_launch(elements, /*element_size=*/8, chunks, alignment, gpu);
-        if (!has_instance(plan, reading_of(plan), chunks)) return false;
+        if (!plan.edges && !has_instance(plan, Reading::Once, true, chunks)) return false;
+        plan = general_plan(plan, chunks);
+        if (!has_instance(plan, reading_of(plan), false, chunks)) return false;
       }
   return true;
 }

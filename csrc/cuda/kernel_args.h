@@ -85,6 +85,11 @@ template <bool flat, class Operands, int first, class Accumulator>
 using KernelArgs = std::conditional_t<flat, FlatArgs<first, Operands::kCount, Accumulator>,
                                       GeneralArgs<first, Operands::kCount, Accumulator>>;
 
+template <class Args>
+struct GatedArgs : Args {
+  Gating gating;
+};
+
 template <class Operands, class Args, class Call>
 Args kernel_args(const Call& call, int ahead) {
   const RowSpace& space = call.space;
@@ -93,6 +98,7 @@ Args kernel_args(const Call& call, int ahead) {
   args.dim = space.dim;
   args.ahead = ahead;
   if constexpr (requires { call.eps; }) args.eps = static_cast<decltype(args.eps)>(call.eps);
+  if constexpr (requires { args.gating; }) args.gating = call.gating;
   args.inverse_dim = static_cast<decltype(args.eps)>(1. / static_cast<double>(space.dim));
   Operands::each(call, [&](const Rows& rows, int i) { args.of(i) = {rows.data, rows.strides[0]}; });
   if constexpr (!Args::kFlat) {

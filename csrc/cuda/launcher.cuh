@@ -41,18 +41,25 @@ inline bool in_phase(const RowSpace& space, const Rows& rows, const Rows* first)
   return yes;
 }
 
-// Results narrower than the main operand are stored at any address.
-template <class Call>
-Alignment alignment_of(const Call& call) {
-  bool whole = true, together = true;
+// Whether that holds of every operand that has whole rows, but for results narrower than the main operand, which are
+// stored at any address.
+template <class Call, class Holds>
+bool of_all_rows(const Call& call, Holds holds) {
+  bool all = true;
   Call::zip(
       [&](Use use, const Rows& rows) {
-        if (!use.whole_row || (use.written && size_of(rows.dtype) < size_of(call.main().dtype))) return;
-        whole = whole && in_phase(call.space, rows, nullptr);
-        together = together && (whole || in_phase(call.space, rows, &call.main()));
+        bool counts = use.whole_row && !(use.written && size_of(rows.dtype) < size_of(call.main().dtype));
+        if (counts) all = all && holds(rows);
       },
       call);
-  return whole ? Alignment::Whole : together ? Alignment::InPhase : Alignment::Any;
+  return all;
+}
+
+template <class Call>
+Alignment alignment_of(const Call& call) {
+  if (of_all_rows(call, [&](const Rows& rows) { return in_phase(call.space, rows, nullptr); })) return Alignment::Whole;
+  bool together = of_all_rows(call, [&](const Rows& rows) { return in_phase(call.space, rows, &call.main()); });
+  return together ? Alignment::InPhase : Alignment::Any;
 }
 
 template <class Op, bool flat>
@@ -61,7 +68,7 @@ using Kernel = void (*)(typename Op::template Args<flat>);
 template <class Op, bool flat, Reading reading, size_t i>
 void find_instance(const LaunchPlan& plan, Kernel<Op, flat>& found) {
   constexpr Instance instance = kInstances[i];
-  if constexpr (are(instance.kernels(reading), Op::kChunks))
+  if constexpr (includes(instance.operators(reading, flat), Op::kChunks))
     if (holds(instance, plan)) found = row_kernel<Op, instance.vectors, instance.sharing, flat, reading>;
 }
 
@@ -76,7 +83,7 @@ Kernel<Op, flat> instance_of(const LaunchPlan& plan) {
 
 template <class Op>
 Kernel<Op, true> flat_kernel(const LaunchPlan& plan, bool kept) {
-  if (kept && has_instance(plan, Reading::Kept, Op::kChunks)) return instance_of<Op, true, Reading::Kept>(plan);
+  if (kept && has_instance(plan, Reading::Kept, true, Op::kChunks)) return instance_of<Op, true, Reading::Kept>(plan);
   return instance_of<Op, true, Reading::Once>(plan);
 }
 
@@ -147,6 +154,7 @@ cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, cudaStream_t s
   auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment_of(call), gpu);
   auto hints = launch_hints(gpu, plan, traffic_of(call));
   bool flat = !plan.edges && call.space.levels == 1, gains = flat && Op::kChunks.late == 0;
+  if (!flat) plan = general_plan(plan, Op::kChunks);
   auto shared = shared_bytes<Op>(plan, call.space.dim, gains && hints.apart, gpu);
   auto launched = [&](auto kernel, const auto& args) { return launch_as(kernel, args, plan, shared, gpu, stream); };
   return flat ? launched(flat_kernel<Op>(plan, gains && hints.kept),

@@ -10,8 +10,10 @@
 namespace srmsnorm::cuda {
 
 // gpu: the stream's; of wide rows with the largest cluster of the stream's context.
-cudaError_t forward(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream);
-cudaError_t backward(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
+cudaError_t launch(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream);
+cudaError_t launch(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
+cudaError_t launch(const GatedForwardArgs& args, const Gpu& gpu, cudaStream_t stream);
+cudaError_t launch(const GatedBackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
 
 // All of a GPU but the largest cluster.
 cudaError_t describe(int device, Gpu& gpu);

@@ -38,22 +38,25 @@ enum class Alignment { Whole, InPhase, Any };
 
 constexpr int kPortableCluster = 8;  // what every GPU with clusters grants without asking
 constexpr int kMostThreads = 512;
-constexpr int kBlockVectors = 4 * kMostThreads;  // of a row that one block takes where there are clusters
+constexpr int kBlockVectors = 4 * kMostThreads;  // of the widest row that one block takes where there are clusters
 constexpr int kTwiceVectors = 2;
 constexpr int64_t kWidest = 1 << 30;  // vectors of a row: wider ones have its plan
 
 // What a thread reads for one vector of a row: chunks of 16 bytes, and how many of them the reduction does not need.
-// backward: wide rows take 8 vectors a thread.
+// backward: wide rows take 8 vectors a thread. gated: no row does, as what a gate is made of is long, and there are
+// fewer instances (instances.h).
 struct Chunks {
   int all, late;
-  bool backward;
+  bool backward, gated;
 };
+
+constexpr int most_vectors(Chunks chunks) { return chunks.gated ? 4 : 8; }
 
 // Of operands given by the size of an element; 0 is an operand that there is not. Each has as many elements as 16 bytes
 // of the main one.
 template <class Sizes>
 constexpr Chunks chunks_of(const Sizes& sizes) {
-  Chunks chunks{0, 0, Sizes::kBackward};
+  Chunks chunks{0, 0, Sizes::kBackward, Sizes::kGated};
   Sizes::zip(
       [&](Use use, int size) {
         if (use.written || !use.whole_row) return;
@@ -75,9 +78,9 @@ constexpr int power_of_two_from(int n) {
 
 // Threads in a block. 512 leave 128 registers to each, of which operands may take 64; more of them leave no room. (The
 // additional chunks of shifted operands, up to 96, do fit; they are gone after the sum.)
-constexpr int max_threads(int chunks, int vectors, bool twice) {
-  bool many = 4 * chunks * vectors > 64;
-  return (vectors <= 3 && !twice) || many ? 256 : kMostThreads;
+constexpr int max_threads(int chunks, int vectors, bool twice, bool gated) {
+  bool many = 4 * chunks * vectors > 64, few = vectors <= 3 && !twice && !(gated && vectors == 2);
+  return few || many ? 256 : kMostThreads;
 }
 
 // Shared memory of a block whose late chunks are staged; never more than what every GPU with clusters grants.
@@ -86,7 +89,7 @@ constexpr int stage_bytes(int late_chunks, int vectors, int threads) { return 16
 
 // In clusters, chunks that the sum does not need are staged in shared memory.
 constexpr int max_cluster_threads(Chunks chunks, int vectors) {
-  int most = max_threads(chunks.all - chunks.late, vectors, false);
+  int most = max_threads(chunks.all - chunks.late, vectors, false, chunks.gated);
   return chunks.late == 0 ? most : std::min(most, kMostStage / stage_bytes(chunks.late, vectors, 1));
 }
 
@@ -108,7 +111,11 @@ constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int vectors) {
 // 16384: 512 x 4 1.007 / 1.001, 256 x 8 1.001 / 1.001. Backward differs by 0.3 % at most and, where float stands beside
 // 16 bits, likes few threads: 12288 384 x 4 0.962, 192 x 8 0.999, 16384 512 x 4 0.948, 256 x 8 0.980.
 constexpr LaunchPlan plan_in_block(LaunchPlan plan, int vectors, Chunks chunks) {
-  plan.vectors = vectors <= 512 ? 2 : vectors <= (chunks.backward ? 1024 : kBlockVectors) ? 4 : 8;
+  bool gated_forward = chunks.gated && !chunks.backward;
+  plan.vectors = vectors <= (gated_forward ? 1024 : 512)               ? 2
+                 : vectors <= (chunks.backward ? 1024 : kBlockVectors) ? 4
+                                                                       : 8;
+  plan.vectors = std::min(plan.vectors, most_vectors(chunks));
   plan.threads_per_row = whole_warps(ceil_div(vectors, plan.vectors));
   return plan;
 }
@@ -118,7 +125,7 @@ constexpr LaunchPlan plan_in_block(LaunchPlan plan, int vectors, Chunks chunks) 
 // 512 x 16 in one block. 8 vectors a thread are better for many rows where float stands beside 16 bits (backward
 // 65536 1.00 for 0.96, 131072 0.98 for 0.94; else within 1 %) and cost one row 0.2 us of forward, none of backward.
 constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, Chunks chunks, int max_cluster) {
-  plan.vectors = chunks.backward || vectors > int64_t{4} * max_cluster * 128 ? 8 : 4;
+  plan.vectors = chunks.backward || vectors > int64_t{4} * max_cluster * 128 ? most_vectors(chunks) : 4;
   plan.cluster = std::clamp(power_of_two_from(ceil_div(vectors, 768)), 2, max_cluster);
   plan.threads_per_row =
       std::min(max_cluster_threads(chunks, plan.vectors), whole_warps(ceil_div(vectors, plan.cluster * plan.vectors)));
@@ -130,8 +137,22 @@ constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, Chunks ch
 // operands are read (with residual 0.87 for 0.92).
 constexpr bool cut_from_begin(Sharing sharing, Chunks chunks) { return sharing == Sharing::Lanes && chunks.all == 1; }
 
+// Vectors that one block holds, where there are no clusters.
+constexpr int in_one_block(Chunks chunks) {
+  int vectors = most_vectors(chunks);
+  return vectors * max_threads(chunks.all, vectors, false, chunks.gated);
+}
+
 // Rows that one block does not take where there are clusters.
-constexpr bool is_wide(int64_t dim, int element_size) { return dim / (16 / element_size) > kBlockVectors; }
+// A gate and what is made of it take
+// registers, and two blocks of 512 threads do not stand on a multiprocessor with 4 vectors each (dim 16384 0.93 of the
+// roof).
+constexpr int block_vectors(bool gated, bool backward) { return gated && !backward ? 2 * kMostThreads : kBlockVectors; }
+
+template <class Operands>
+constexpr bool is_wide(int64_t dim, int element_size) {
+  return dim / (16 / element_size) > block_vectors(Operands::kGated, Operands::kBackward);
+}
 
 // The sum of a row is taken thread by thread in the order of its vectors, then over the threads: threads_per_row and
 // cluster decide its bits, and unless it is cut from its begin on, where the first operand lies in 16 bytes, which says
@@ -145,7 +166,8 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   int64_t vectors = std::min(dim / plan.vector_elements, kWidest);
   if (vectors <= 96)
     plan = plan_in_warp(plan, static_cast<int>(vectors));
-  else if (vectors <= kBlockVectors || (gpu.largest_cluster == 1 && vectors <= 8 * max_threads(chunks.all, 8, false)))
+  else if (vectors <= block_vectors(chunks.gated, chunks.backward) ||
+           (gpu.largest_cluster == 1 && vectors <= in_one_block(chunks)))
     plan = plan_in_block(plan, static_cast<int>(vectors), chunks);
   else if (gpu.largest_cluster > 1)
     plan = plan_in_cluster(plan, vectors, chunks, gpu.largest_cluster);

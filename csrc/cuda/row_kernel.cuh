@@ -52,12 +52,12 @@ constexpr bool kIsMixed = Op::kBesideSize > sizeof(typename Op::Element);
 // have more of them in some of these instances (sm_90); told one, in none.
 template <class Op, bool flat, Reading reading>
 constexpr int min_blocks() {
-  return kIsMixed<Op> || reading == Reading::Twice || (!flat && Op::kBesideSize >= 4) ? 1 : 0;
+  return kIsMixed<Op> || reading == Reading::Twice || (!flat && (Op::kBesideSize >= 4 || Op::kChunks.gated)) ? 1 : 0;
 }
 
 template <class Op, int vectors, Sharing sharing, Reading reading>
 constexpr int kMostThreadsOf = max_threads(Op::kChunks.all - (sharing == Sharing::Blocks ? Op::kChunks.late : 0),
-                                           vectors, reading == Reading::Twice);
+                                           vectors, reading == Reading::Twice, Op::kChunks.gated);
 
 // flat: rows in one level that begin and end at 16 bytes; else they may lie anywhere, which takes levels and edges. Few
 // rows wait for every instruction (1 x 4096 1.30 us, with levels and edges 1.43; few rows are timed here in a bare loop

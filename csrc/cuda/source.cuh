@@ -7,6 +7,8 @@ namespace srmsnorm {
 // R: the residual's type; void where there is none.
 template <class T, class R>
 struct Source {
+  template <class Args>
+  using OwnArgs = Args;  // what a kernel is handed besides operands and numbers
   using Element = T;
   using Accumulator = accumulate_t<T>;
   static constexpr bool kResidual = !std::is_void_v<R>;
@@ -19,6 +21,7 @@ struct Source {
   // They come first among the operands of an Op.
   using Call = ForwardArgs;
   using Operands = join<OperandList<&Call::input>, OperandIf<kResidual, &Call::residual>>;
+  using Sum = OperandIf<kResidual, &Call::sum>;
 
   static constexpr int kInput = Operands::index(&Call::input), kBeside = Operands::index(&Call::residual);
 
@@ -40,6 +43,18 @@ struct Source {
   }
 
   __device__ __forceinline__ const T* begin() const { return input; }
+
+  // f(h), in the accumulation type.
+  template <class Held, class F>
+  __device__ __forceinline__ auto for_reduction(const Held& held, F f) const {
+    return f(held.h);
+  }
+
+  // f(h, what is made of y before it is rounded).
+  template <class Held, class F>
+  __device__ __forceinline__ void for_result(const Held& held, F f) const {
+    f(held.h, [](auto&) {});
+  }
 
   template <int N, bool shifted, bool first, class F>
   __device__ __forceinline__ void each(Held<N, shifted, first>& held, F f) const {

@@ -22,20 +22,17 @@ const Gpu& gpu_of(int device) {
   return all[device];
 }
 
-template <class Tensors, class Launcher>
-void launch_on(const Tensors& tensors, Launcher launcher) {
-  const Tensor& tensor = tensors.main();
-  c10::cuda::CUDAGuard guard(tensor.device());
-  auto stream = c10::cuda::getCurrentCUDAStream().stream();
-  Gpu gpu = gpu_of(tensor.device().index());
-  if (is_wide(tensor.size(-1), static_cast<int>(tensor.element_size())))
-    C10_CUDA_CHECK(cuda::find_largest_cluster(stream, gpu));
-  over_rows(tensors, [&](const auto& args) { C10_CUDA_CHECK(launcher(args, gpu, stream)); });
-}
-
 struct Cuda {
-  static void forward(const ForwardTensors& tensors) { launch_on(tensors, cuda::forward); }
-  static void backward(const BackwardTensors& tensors) { launch_on(tensors, cuda::backward); }
+  template <class Tensors>
+  static void run(const Tensors& tensors) {
+    const Tensor& tensor = tensors.main();
+    c10::cuda::CUDAGuard guard(tensor.device());
+    auto stream = c10::cuda::getCurrentCUDAStream().stream();
+    Gpu gpu = gpu_of(tensor.device().index());
+    if (is_wide<Tensors>(tensor.size(-1), static_cast<int>(tensor.element_size())))
+      C10_CUDA_CHECK(cuda::find_largest_cluster(stream, gpu));
+    over_rows(tensors, [&](const auto& args) { C10_CUDA_CHECK(cuda::launch(args, gpu, stream)); });
+  }
 };
 
 }  // namespace

@@ -1,0 +1,80 @@
+// The activation of a gate and its slope. Compiled once per instruction set, as vector.h says.
+#pragma once
+#include <iterator>
+
+#include "../operands.h"
+#include "vector.h"
+
+namespace srmsnorm::cpu {
+namespace {
+
+// What an exponential is made of: its type's bits, and the polynomial of e^x for |x| <= log(2) / 2, from its highest
+// coefficient down, which errs by less than half a unit.
+template <class A>
+struct Exponential;
+
+template <>
+struct Exponential<float> {
+  using Bits = int32_t;
+  static constexpr int kMantissa = 23, kBias = 127;
+  static constexpr float kLog2High = 0x1.62e4p-1f, kLog2Low = 0x1.7f7d1cp-20f, kLowest = -104;
+  static constexpr float kTerms[] = {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, .5f, 1, 1};
+};
+
+template <>
+struct Exponential<double> {
+  using Bits = int64_t;
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr double kLog2High = 0x1.62e42fee00000p-1, kLog2Low = 0x1.a39ef35793c76p-33, kLowest = -746;
+  static constexpr double kTerms[] = {
+      1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040,
+      1. / 720,        1. / 120,       1. / 24,       1. / 6,       .5,          1,          1};
+};
+
+template <class A, int W>
+SRMSNORM_SIMD Vec<A, W> all(A value) {
+  return Vec<A, W>{} + value;
+}
+
+// 2^n for whole n from twice the smallest exponent on, in two factors, as the smallest results are subnormal.
+template <class A, int W, class Bits>
+SRMSNORM_SIMD Vec<A, W> times_power_of_two(Vec<A, W> value, Bits n) {
+  using E = Exponential<A>;
+  Bits half = n >> 1;
+  auto first = bit_cast<Vec<A, W>>((half + E::kBias) << E::kMantissa);
+  return value * first * bit_cast<Vec<A, W>>((n - half + E::kBias) << E::kMantissa);
+}
+
+// e^x for x <= 0, or NaN.
+template <class A, int W>
+SRMSNORM_SIMD Vec<A, W> exponential(Vec<A, W> x) {
+  using E = Exponential<A>;
+  using Bits = Vec<typename E::Bits, W>;
+  constexpr A kMagic = 3 * static_cast<A>(int64_t{1} << (E::kMantissa - 1));  // its last place is 1
+  x = x < E::kLowest ? all<A, W>(E::kLowest) : x;
+  auto shifted = x * static_cast<A>(1.4426950408889634) + kMagic;
+  auto whole = shifted - kMagic;
+  auto rest = (x - whole * E::kLog2High) - whole * E::kLog2Low;
+  auto value = all<A, W>(E::kTerms[0]);
+#pragma GCC unroll 16
+  for (size_t i = 1; i < std::size(E::kTerms); ++i) value = value * rest + E::kTerms[i];
+  return times_power_of_two<A, W>(value, bit_cast<Bits>(shifted) - bit_cast<Bits>(all<A, W>(kMagic)));
+}
+
+// a and a' of a gate, by an exponential that cannot overflow; s (1 - s) would lose what 1 - s loses.
+template <class A, int W>
+struct Activated {
+  Vec<A, W> value, slope;
+};
+
+template <class A, int W>
+SRMSNORM_SIMD Activated<A, W> activated(Vec<A, W> g, Activation activation) {
+  if (activation == Activation::None) return {g, all<A, W>(1)};
+  auto e = exponential<A, W>(g > 0 ? -g : g), p = 1 / (1 + e);
+  auto s = g > 0 ? p : e * p, slope = e * p * p;
+  if (activation == Activation::Sigmoid) return {s, slope};
+  return {g * s, s + g * slope};
+}
+
+}  // namespace
+}  // namespace srmsnorm::cpu

@@ -1,0 +1,190 @@
+// Derivatives of the gated norm, to any order, in forward and reverse mode. With a = activation(gate), r = rstd:
+//
+//   the norm first   z = x r a,          dx = r a g - r^3 x mean(x a g),  dgate = g x r a'
+//   the gate first   z = t r,  t = x a   dt = r g - r^3 t mean(t g),      dx = dt a,  dgate = dt x a'
+//
+// Kept are x, gate and r: the next layer keeps z, or what it makes of it, and y is made again from x.
+#include "autograd.h"
+#include "gated_formula.h"
+
+namespace srmsnorm {
+namespace {
+
+// The activation by its name, "" for none, and whether the norm comes first.
+using Name = std::string;
+MaybeName maybe(const Name& activation) { return activation.empty() ? MaybeName() : MaybeName(activation); }
+Name name_of(MaybeName activation) { return Name(activation.value_or("")); }
+
+// ---- reverse mode
+
+// Of _gated_srms_norm. Saved: input, gate, rstd. Gradients of: output, rstd.
+struct GatedBackward : SavedNode<GatedBackward, /*operands=*/2, /*saved_tensors=*/3, /*first_output=*/2, Name, bool> {
+  std::string name() const override { return "GatedSRMSNormBackward"; }
+
+  static variable_list backward(const variable_list& grads, const variable_list& saved, const Wanted<2>& wanted,
+                                const Name& activation, bool norm_first) {
+    const Tensor &x = saved[0], &gate = saved[1], &rstd = saved[2];
+    auto gradients = first_order(grads[0], x, gate, rstd, wanted, maybe(activation), norm_first);
+    if (!grads[1].defined()) return gradients;
+    auto [dx, dgate] = of_rstd(grads[1], x, gate, rstd, check_gating(maybe(activation), norm_first));
+    if (wanted[0]) gradients[0] = plus(gradients[0], dx).to(*wanted[0]);
+    if (wanted[1] && dgate.defined()) gradients[1] = plus(gradients[1], dgate).to(*wanted[1]);
+    return gradients;
+  }
+
+ private:
+  static variable_list first_order(const Tensor& g, const Tensor& x, const Tensor& gate, const Tensor& rstd,
+                                   const Wanted<2>& wanted, MaybeName activation, bool norm_first) {
+    if (!g.defined() || !(wanted[0] || wanted[1])) return {Tensor(), Tensor()};
+    if (wanted[0] && wanted[1]) {
+      auto [dx, dgate] = op::_gated_srms_norm_backward().call(g, x, gate, rstd, activation, norm_first);
+      return {dx, dgate};
+    }
+    const auto& one = wanted[0] ? op::_gated_srms_norm_backward_input() : op::_gated_srms_norm_backward_gate();
+    auto gradient = one.call(g, x, gate, rstd, activation, norm_first);
+    return {wanted[0] ? gradient : Tensor(), wanted[1] ? gradient : Tensor()};
+  }
+
+  // What a gradient of rstd gives: beyond first order only.
+  static std::tuple<Tensor, Tensor> of_rstd(const Tensor& v, const Tensor& input, const Tensor& gate,
+                                            const Tensor& rstd, Gating gating) {
+    auto x = wide(input, rstd), scale = -(v * rstd * rstd * rstd / dim(input)).unsqueeze(-1);
+    if (gating.norm_first) return {scale * x, Tensor()};
+    auto [a, slope] = activated(wide(gate, rstd), gating.activation);
+    return {scale * x * a * a, scale * x * x * a * slope};
+  }
+};
+
+enum Gradient : int64_t { kBoth, kInput, kGate };
+
+// Of the operators that GatedBackward calls. Saved: grad_output, input, gate, rstd. Gradients of: what it returned.
+struct GatedDoubleBackward
+    : SavedNode<GatedDoubleBackward, /*operands=*/4, /*saved_tensors=*/4, /*first_output=*/4, Name, bool, int64_t> {
+  std::string name() const override { return "GatedSRMSNormDoubleBackward"; }
+
+  static variable_list backward(const variable_list& grads, const variable_list& saved, const Wanted<4>& wanted,
+                                const Name& activation, bool norm_first, int64_t of) {
+    const Tensor &grad_dx = of == kGate ? Tensor() : grads.front(),
+                 &grad_dgate = of == kInput ? Tensor() : grads.back();
+    if (!grad_dx.defined() && !grad_dgate.defined()) return variable_list(4);
+    const Tensor& rstd = saved[3];
+    auto zero = [&] { return at::zeros_like(wide(saved[1], rstd)); };
+    auto V = grad_dx.defined() ? wide(grad_dx, rstd) : zero(),
+         W = grad_dgate.defined() ? wide(grad_dgate, rstd) : zero();
+    auto gating = check_gating(maybe(activation), norm_first);
+    auto gradients = (norm_first ? after_the_norm : before_the_norm)(V, W, wide(saved[0], rstd), wide(saved[1], rstd),
+                                                                     wide(saved[2], rstd), rstd.unsqueeze(-1), gating);
+    gradients[3] = gradients[3].squeeze(-1);
+    for (size_t i = 0; i < 4; ++i) gradients[i] = wanted[i] ? gradients[i].to(*wanted[i]) : Tensor();
+    return gradients;
+  }
+
+ private:
+  // For cotangents V of dx and W of dgate: what they give to g, x, the gate and r.
+  static variable_list after_the_norm(const Tensor& V, const Tensor& W, const Tensor& g, const Tensor& x,
+                                      const Tensor& gate, const Tensor& r, Gating gating) {
+    auto [a, slope] = activated(gate, gating.activation);
+    auto r3 = r * r * r, p = mean(x * a, g), q = mean(V, x), at_g = V * r * a - r3 * q * x * a + W * x * r * slope;
+    return {at_g, W * g * r * slope - r3 * (p * V + q * g * a),
+            (V * r - r3 * q * x) * g * slope + W * g * x * r * curvature(gate, gating.activation),
+            dim(x) * (mean(V * a + W * x * slope, g) - 3 * r * r * p * q)};
+  }
+
+  static variable_list before_the_norm(const Tensor& V, const Tensor& W, const Tensor& g, const Tensor& x,
+                                       const Tensor& gate, const Tensor& r, Gating gating) {
+    auto [a, slope] = activated(gate, gating.activation);
+    auto t = x * a, U = V * a + W * x * slope, r3 = r * r * r, p = mean(t, g), s = mean(U, t);
+    auto at_t = -r3 * (p * U + s * g), dt = r * g - r3 * t * p;
+    return {r * U - r3 * s * t, W * dt * slope + at_t * a,
+            V * dt * slope + W * x * dt * curvature(gate, gating.activation) + at_t * x * slope,
+            dim(x) * (mean(U, g) - 3 * r * r * p * s)};
+  }
+};
+
+// ---- forward mode: the tangents of the formula, which PyTorch finds
+
+void tangent_from(const Tensor& formula, const Tensor& result) {
+  auto t = tangent(formula);
+  if (t.defined()) set_tangent(result, t.to(result.scalar_type()));
+}
+
+// ---- the Autograd kernels
+
+std::tuple<Tensor, Tensor> _gated_srms_norm(c10::DispatchKeySet keys, const Tensor& input, const Tensor& gate,
+                                            MaybeName activation, bool norm_first, MaybeDouble eps) {
+  NodeOf<GatedBackward> node;
+  if (compute_requires_grad(input, gate)) {
+    node = make_node<GatedBackward>();
+    node->set_next_edges(collect_next_edges(input, gate));
+    node->constants = {name_of(activation), norm_first};
+  }
+  auto [z, rstd] = below_autograd(op::_gated_srms_norm(), keys, input, gate, activation, norm_first, eps);
+  if (node) set_history(variable_list{z, rstd}, node);
+  if (isFwGradDefined(input) || isFwGradDefined(gate)) {
+    auto [formula, r] =
+        gated_formula(input, gate, check_gated(input, gate, activation, eps), check_gating(activation, norm_first));
+    tangent_from(formula, z);
+    tangent_from(r, rstd);
+  }
+  if (node) node->save({input, gate, rstd});
+  return {z, rstd};
+}
+
+Tensor gated_srms_norm(c10::DispatchKeySet keys, const Tensor& input, const Tensor& gate, MaybeName activation,
+                       bool norm_first, MaybeDouble eps) {
+  if (needs_derivative(input, gate))
+    return std::get<0>(_gated_srms_norm(keys, input, gate, activation, norm_first, eps));
+  return below_autograd(op::gated_srms_norm(), keys, input, gate, activation, norm_first, eps);
+}
+
+NodeOf<GatedDoubleBackward> double_backward_node(const Tensor& grad_output, const Tensor& input, const Tensor& gate,
+                                                 const Tensor& rstd, MaybeName activation, bool norm_first,
+                                                 Gradient of) {
+  NodeOf<GatedDoubleBackward> node;
+  if (!compute_requires_grad(grad_output, input, gate, rstd)) return node;
+  node = make_node<GatedDoubleBackward>();
+  node->set_next_edges(collect_next_edges(grad_output, input, gate, rstd));
+  node->save({grad_output, input, gate, rstd});
+  node->constants = {name_of(activation), norm_first, of};
+  return node;
+}
+
+void backward_tangents(const Tensor& grad_output, const Tensor& input, const Tensor& gate, const Tensor& rstd,
+                       Gating gating, const Tensor& grad_input, const Tensor& grad_gate) {
+  if (!isFwGradDefined(grad_output) && !isFwGradDefined(input) && !isFwGradDefined(gate) && !isFwGradDefined(rstd))
+    return;
+  auto [dx, dgate] = gated_backward_formula(grad_output, input, gate, rstd, gating);
+  if (grad_input.defined()) tangent_from(dx, grad_input);
+  if (grad_gate.defined()) tangent_from(dgate, grad_gate);
+}
+
+std::tuple<Tensor, Tensor> _gated_srms_norm_backward(c10::DispatchKeySet keys, const Tensor& grad_output,
+                                                     const Tensor& input, const Tensor& gate, const Tensor& rstd,
+                                                     MaybeName activation, bool norm_first) {
+  auto node = double_backward_node(grad_output, input, gate, rstd, activation, norm_first, kBoth);
+  auto [dx, dgate] =
+      below_autograd(op::_gated_srms_norm_backward(), keys, grad_output, input, gate, rstd, activation, norm_first);
+  if (node) set_history(variable_list{dx, dgate}, node);
+  backward_tangents(grad_output, input, gate, rstd, check_gating(activation, norm_first), dx, dgate);
+  return {dx, dgate};
+}
+
+template <auto op, Gradient of>
+Tensor one_backward(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& input, const Tensor& gate,
+                    const Tensor& rstd, MaybeName activation, bool norm_first) {
+  auto node = double_backward_node(grad_output, input, gate, rstd, activation, norm_first, of);
+  auto gradient = below_autograd(op(), keys, grad_output, input, gate, rstd, activation, norm_first);
+  if (node) set_history(gradient, node);
+  backward_tangents(grad_output, input, gate, rstd, check_gating(activation, norm_first),
+                    of == kInput ? gradient : Tensor(), of == kGate ? gradient : Tensor());
+  return gradient;
+}
+
+constexpr auto& _gated_srms_norm_backward_input = one_backward<op::_gated_srms_norm_backward_input, kInput>;
+constexpr auto& _gated_srms_norm_backward_gate = one_backward<op::_gated_srms_norm_backward_gate, kGate>;
+
+}  // namespace
+
+SRMSNORM_KERNELS(Autograd, m) { SRMSNORM_GATED_OPERATORS(SRMSNORM_BY_ITS_NAME, SRMSNORM_BY_ITS_NAME) }
+
+}  // namespace srmsnorm
