@@ -91,12 +91,52 @@ def test_compiler(kind, tmp_path):
     assert note.exists()  # nothing was touched
 
 
-def test_pythons_of_a_build(tmp_path, monkeypatch):
-    """_ops serves another Python too, but not its _C where that is of another torch, other sources or settings."""
+@pytest.fixture
+def setup(monkeypatch):
+    """setup.py as a module."""
     monkeypatch.syspath_prepend(str(fresh.ROOT))
     spec = importlib.util.spec_from_file_location("srmsnorm_setup", fresh.ROOT / "setup.py")
-    setup = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(setup)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("named", ["", " 9.0 "])
+@pytest.mark.parametrize("given", ["", "auto", "native", "0", "1"])
+def test_native_is_what_this_machine_can_run(setup, monkeypatch, given, named, gpu):
+    monkeypatch.setenv("SRMSNORM_CUDA", given)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", named)
+    monkeypatch.setattr(setup.torch.cuda, "is_available", lambda: gpu)
+    if given == "native":
+        assert setup.cuda_setting() == ("auto" if gpu or named else "0")
+    else:
+        assert setup.cuda_setting() == (given or "auto")
+
+
+def test_unknown_setting():
+    assert "SRMSNORM_CUDA must be auto, native, 0 or 1, got 'yes'" in one_sentence(build(*SETUP, SRMSNORM_CUDA="yes"))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("given", "wanted"), [({}, "native"), ({"SRMSNORM_CUDA": "1"}, "1")], ids=str)
+def test_make_builds_for_this_machine(given, wanted, tmp_path):
+    """Unless told otherwise: what every verb begins with sees the setting."""
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$SRMSNORM_CUDA: $*"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("SRMSNORM_CUDA", "MAKEFLAGS")}
+    done = subprocess.run(
+        ["make", "-s", "test", "VENV=", f"PYTHON={tmp_path / 'python'}"],
+        cwd=fresh.ROOT,
+        capture_output=True,
+        text=True,
+        env={**environment, **given},
+    )
+    assert done.stdout.splitlines() == [f"{wanted}: setup.py build_ext --inplace", f"{wanted}: -m pytest"], done
+
+
+def test_pythons_of_a_build(setup, tmp_path):
+    """_ops serves another Python too, but not its _C where that is of another torch, other sources or settings."""
     note = tmp_path / "built_for.json"
     this = {**setup.facts(None), "debug": False, "sources": setup.sources()}
     assert setup.pythons_of(note, this) == []

@@ -4,6 +4,7 @@ Counted are the tensors of the measurement alone: what was allocated before `pre
 """
 
 import gc
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,7 @@ Changes = list[tuple[int, int]]  # (nanosecond, bytes)
 def _recorded(prepare: Prepare, repeats: int) -> tuple[Changes, Changes]:
     """Every allocation that PyTorch's CPU allocator made, compiled code's too, and the windows of the calls. A result
     is held until its window has ended."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before the first: newer ones write two lines for each profile
     from torch.profiler import ProfilerActivity, profile, record_function
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:

@@ -29,8 +29,8 @@ def run(plan: Plan) -> None:
     lengths = [1024, 4096] if plan.quick else [2**i for i in range(10, 16)]
     dtypes = plan.dtypes or ["bf16"]
     if not plan.gpu:
-        lengths = [16, 64] if plan.quick else [64, 256, 1024]
-        dtypes = plan.dtypes or ["fp32", "bf16"]
+        lengths = [16, 64] if plan.quick else [16, 64, 256]
+        dtypes = plan.dtypes or ["fp32"]
     cases = [
         Case(plan, dtype, dim, n, residual)
         for dtype in dtypes
