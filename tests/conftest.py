@@ -42,6 +42,14 @@ def plain_memory(poisoned_memory):
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def fresh_dynamo(plain_memory):
+    """Nothing compiled before, and no poison in what is compiled."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
 @pytest.fixture(autouse=True)
 def no_slow_vmap():
     """An operator without a batching rule is looped over row by row, with no more than a warning: here, an error."""

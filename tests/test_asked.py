@@ -20,12 +20,7 @@ INPUT, RESIDUAL = ops._srms_norm_backward_input.default, ops._srms_norm_backward
 PAIR = ops._srms_norm_backward_pair.default
 SHAPE = (4, 16)
 
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo(plain_memory):
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def leaves(kind):

@@ -20,12 +20,7 @@ ops = torch.ops.srmsnorm
 SHAPE = (3, 16)
 EPS = 1e-3
 
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo(plain_memory):
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def block(x, stream, shortcut):

@@ -13,12 +13,7 @@ import srmsnorm
 
 EPS = 1e-3
 
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo(plain_memory):
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def block(x, stream):
