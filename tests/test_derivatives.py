@@ -284,6 +284,24 @@ def test_float32_gradients_beside_16_bits(device, kind):
             assert_close_rows(grad, sum(parts[i] for i in given), dtype)
 
 
+@pytest.mark.parametrize("kind", samples.MIXED, ids=str)
+def test_float32_is_projected_before_it_is_rounded(device, kind):
+    """Beside 16 bits, a tangent of the residual and a cotangent of its gradient: almost all of it along y, which the
+    projection takes away, and what is left lies below the last bit of 16."""
+    operands = samples.forward(kind, (4, 33), device)
+    y, _, rstd = ops._add_srms_norm(*operands, 0.0)
+    v = 1024 * y.float() + samples.values((4, 33), FLOAT, device, name="v").clamp(-1, 1)
+    Y, V = y.double(), v.double()
+    want = rstd.double()[:, None] * (V - Y * (Y * V).mean(-1, keepdim=True))
+    (got, _) = pushed(lambda x, r: srmsnorm.add_srms_norm(x, r, eps=0.0), operands, (None, v), (1,))
+    assert got.dtype == kind.dtype
+    assert_close_rows(got, want, kind.dtype)
+    g = samples.grad_output(kind, (4, 33), device).requires_grad_()
+    (got,) = torch.autograd.grad(ops._srms_norm_backward_residual(g, y, rstd), g, v)
+    assert got.dtype == kind.dtype
+    assert_close_rows(got, want, kind.dtype)
+
+
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT], ids=str)
 def test_gradient_of_rstd_alone(device, dtype):
     """Public calls never ask for it; second derivatives do."""

@@ -180,6 +180,20 @@ def test_threads(kind):
     assert_bits(results[2], results[0])
 
 
+def test_threads_that_begin_within_a_level():
+    """A thread's first row is seldom the first of an innermost level; each run of rows ends with its level."""
+    wide = samples.values((5, 1500, 64), FLOAT)
+    input = wide[:, :1001]
+    want = srmsnorm.srms_norm(input.contiguous())
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 3, 4):
+            torch.set_num_threads(threads)
+            assert torch.equal(srmsnorm.srms_norm(input), want)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_side_stream(cuda, kind):
     """Work goes to the current stream, after what is queued there: a long kernel before the operands' values exist."""

@@ -104,6 +104,47 @@ def test_strides_of_outputs(device, layout, shape):
     assert [strides(t) for t in srmsnorm.add_srms_norm(*meta)] == [want, want]
 
 
+def test_strides_of_each_output(device):
+    """y's are input's, the sum's are the residual's, the gradients' are y's, whatever those of grad_output."""
+    shape = (3, 4, 16)
+    rows, columns = dense(shape, (0, 1, 2)), dense(shape, (1, 0, 2))
+    for layouts in ((samples.contiguous, samples.transposed), (samples.transposed, samples.contiguous)):
+        input, residual = samples.forward(
+            Kind(BFLOAT, FLOAT), shape, device, residual_layout=layouts[1], layout=layouts[0]
+        )
+        want = (rows, columns) if layouts[0] is samples.contiguous else (columns, rows)
+        y, sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, residual, None)
+        assert (strides(y), strides(sum)) == want
+        g = samples.grad_output(Kind(BFLOAT), shape, device, layout=layouts[1])
+        assert strides(g) == want[1]
+        gradients = torch.ops.srmsnorm._srms_norm_backward_pair(g, y, rstd)
+        assert [strides(t) for t in gradients] == [want[0]] * 2
+
+
+@pytest.mark.parametrize("layout", [((1, 2, 3), (4, 1, 1)), ((1, 5, 8), (1, 1, 1)), ((3, 5, 8), (8, 1, 1))], ids=str)
+def test_windows_that_overlap(device, layout):
+    """What unfold makes. PyTorch's empty_like cannot tell the order of such dimensions: its last stride is not 1."""
+    input = samples.values((40,), FLOAT, device).as_strided(*layout)
+    assert torch.empty_like(input).stride(-1) != 1
+    y, sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, input, None)
+    want = torch.ops.srmsnorm._add_srms_norm(*[input.contiguous()] * 2, None)
+    assert_same((y, sum, rstd), want)
+    g = samples.values((40,), FLOAT, device, name="g").as_strided(*layout)
+    backward = torch.ops.srmsnorm._srms_norm_backward
+    assert_same([backward(g, input, rstd)], [backward(g.contiguous(), input.contiguous(), rstd)])
+
+
+def test_rows_of_one_element_have_any_stride(device, plain_memory):
+    """Nothing is copied, and they are overwritten in place."""
+    base = samples.values((9, 7), FLOAT, device)
+    input, residual = base[2:3, :6].T, base[5:7, :6].T[:, ::2]
+    assert input.stride() == (1, 7) and residual.stride() == (1, 14)
+    assert copies(lambda: srmsnorm.add_srms_norm(input, residual)) == []
+    want = srmsnorm.add_srms_norm(input.clone(), residual.clone())
+    srmsnorm.add_srms_norm_(input, residual)
+    assert torch.equal(input, want[0]) and torch.equal(residual, want[1])
+
+
 @pytest.mark.parametrize(
     "format,shape", [(torch.channels_last, (2, 5, 3, 4)), (torch.channels_last_3d, (2, 5, 3, 2, 4))], ids=str
 )

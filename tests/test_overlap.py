@@ -91,6 +91,21 @@ def test_pairs_of_views(kind):
     assert min(seen.values()) > 100, seen
 
 
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT], ids=str)
+def test_one_byte(dtype):
+    """Shared at either end, by operands at odd addresses, as of a file that is mapped or received."""
+    buffer = bytearray(samples.values((200,), FLOAT).numpy().tobytes())
+    before = bytes(buffer)
+    size = 16 * dtype.itemsize
+    for start in (101 + size - 1, 101 - 16 * 4 + 1):
+        input = torch.frombuffer(buffer, dtype=dtype, count=16, offset=101)
+        residual = torch.frombuffer(buffer, dtype=FLOAT, count=16, offset=start)
+        for operands in ((input, residual),) if dtype != FLOAT else ((input, residual), (residual, input)):
+            with pytest.raises(RuntimeError, match="srmsnorm: .* they overlap in memory"):
+                srmsnorm.add_srms_norm_(*operands)
+    assert bytes(buffer) == before
+
+
 def test_limit():
     """Strides so irregular that telling would take long: refused, and said so."""
     storage = torch.zeros(1 << 20)
