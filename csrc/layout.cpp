@@ -115,7 +115,6 @@ void for_each_block(RowSpace& space, Operands operands, const Tensor& shape, c10
               static_cast<char*>(start[k]) + i * levels.strides[level][k] * operands[k].tensor->itemsize();
       self(self, level - 1);
     }
-    for (size_t k = 0; k < operands.size(); k++) operands[k].rows->data = start[k];
   };
   loop(loop, levels.count - 1);
 }
