@@ -1,5 +1,8 @@
 """SRMSNorm: root mean square normalization without a weight, as a C++/CUDA operator of PyTorch."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import _dead_gradients as _dead_gradients  # registers what it has
 from . import functionalization as functionalization  # only registers
 from . import reference
@@ -7,6 +10,10 @@ from ._library import build_info, launch_plan
 from .functional import add_srms_norm, add_srms_norm_, gated_srms_norm, srms_norm
 from .inlining import inline_under_compile
 from .module import SRMSNorm, SRMSNormGated
+
+if TYPE_CHECKING:
+    from .conversion import convert
+    from .folding import fold
 
 __version__ = "0.1.0"
 
@@ -16,9 +23,27 @@ __all__ = [
     "add_srms_norm",
     "add_srms_norm_",
     "build_info",
+    "convert",
+    "fold",
     "gated_srms_norm",
     "inline_under_compile",
     "launch_plan",
     "reference",
     "srms_norm",
 ]
+
+_LATER = {
+    "convert": ".conversion",
+    "fold": ".folding",
+}  # when asked for: 20 ms of import
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
