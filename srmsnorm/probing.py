@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .judging import ELSE, KINDS, Fit, Seen, Unfit, decide, dtype_name, rows
 from .reference import default_eps
 
-__all__ = ["Fit", "Unfit", "probe"]
+__all__ = ["Fit", "Unfit", "first_line", "fit_at", "probe", "undisturbed"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DIMS = (64, 33, 320)
@@ -67,7 +67,7 @@ def _look(module: nn.Module, dim: int, dtype: torch.dtype, device: torch.device)
 
 
 @contextlib.contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
+def undisturbed(device: torch.device) -> Iterator[None]:
     """No gradients, no autocast, and the random state put back."""
     numpy = sys.modules.get("numpy")
     states = random.getstate(), numpy and numpy.random.get_state()
@@ -96,7 +96,7 @@ def _check_gradient(module: nn.Module, seen: Seen, fit: Fit) -> None:
         try:
             (got,) = torch.autograd.grad(module(x), x, gradient.view(seen.shape))
         except Exception as error:
-            raise Unfit(f"has no gradient: {_first_line(error)}") from error
+            raise Unfit(f"has no gradient: {first_line(error)}") from error
     got, h, g = (t.reshape(gradient.shape)[:count].double() for t in (got, seen.input, gradient))
     rstd = (h.square().mean(-1, keepdim=True) + (default_eps(dtype) if fit.eps is None else fit.eps)).rsqrt()
     y = h * rstd
@@ -105,7 +105,7 @@ def _check_gradient(module: nn.Module, seen: Seen, fit: Fit) -> None:
         raise Unfit("has another gradient")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
@@ -121,16 +121,16 @@ def probe(module: nn.Module, device: torch.device) -> Fit:
     try:
         twin = copy.deepcopy(module)
     except Exception as error:
-        raise Unfit(f"cannot be copied: {_first_line(error)}") from error
-    with _undisturbed(device):
+        raise Unfit(f"cannot be copied: {first_line(error)}") from error
+    with undisturbed(device):
         try:
-            return _fit_at(twin, DIMS, device)
+            return fit_at(twin, DIMS, device)
         except Unfit as unfit:
             reasons = [str(unfit)]
         fits = []
         for dim in _dims_held(twin):
             try:
-                fits.append(replace(_fit_at(twin, (dim,), device), dim=dim))
+                fits.append(replace(fit_at(twin, (dim,), device), dim=dim))
             except Unfit as unfit:
                 reasons.insert(0, str(unfit))
     if len(fits) == 1:
@@ -140,7 +140,7 @@ def probe(module: nn.Module, device: torch.device) -> Fit:
     raise Unfit(min(reasons, key=lambda reason: (reason.startswith(RAISES), reason == ELSE)))  # what says most
 
 
-def _fit_at(module: nn.Module, dims: tuple[int, ...], device: torch.device) -> Fit:
+def fit_at(module: nn.Module, dims: tuple[int, ...], device: torch.device) -> Fit:
     """Of these dims, all of them; in each dtype that the module takes."""
     seen: list[Seen] = []
     errors: list[Exception] = []
@@ -154,10 +154,10 @@ def _fit_at(module: nn.Module, dims: tuple[int, ...], device: torch.device) -> F
             except Exception as error:
                 errors.append(error)
         if looks and len(looks) < len(dims):
-            raise Unfit(f"{RAISES}: {_first_line(errors[-1])}")
+            raise Unfit(f"{RAISES}: {first_line(errors[-1])}")
         seen += [one for look in looks for one in look]
     if not seen:
-        raise Unfit(f"{RAISES}: {_first_line(errors[0])}")
+        raise Unfit(f"{RAISES}: {first_line(errors[0])}")
     fit = decide(module, seen)
     _check_gradient(module, seen[0], fit)
     return fit

@@ -112,9 +112,8 @@ def test_swapped(plain_memory, make, pattern, count, allow_rounding):
     report = srmsnorm.convert(model, allow_rounding=allow_rounding)
     assert len(report.replaced) == count == len(fnmatch.filter(report.replaced, pattern)), report
     after = logits(model).detach()
-    print(
-        make.__name__, count, "swapped; logits differ by", float((after - before).abs().max()), "of", before.abs().max()
-    )
+    off, size = (float(t.abs().max()) for t in (after - before, before))
+    print(f"{make.__name__}: {count} swapped; logits up to {size:.3g} differ by {off:.3g}")
     torch.testing.assert_close(after, before, rtol=0, atol=64 * torch.finfo().eps * size)
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
@@ -146,3 +145,85 @@ def test_compiled(plain_memory, make):
     srmsnorm.convert(model)
     with torch.no_grad():
         tolerances.assert_compiled([torch.compile(model, backend="aot_eager")(ids()).logits], [logits(model)])
+
+
+# ---- folding
+
+LAYER = {
+    "input_layernorm": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "post_attention_layernorm": ["mlp.gate_proj", "mlp.up_proj"],
+}
+
+
+def llama():
+    return transformers("LlamaForCausalLM", "LlamaConfig", **HEADS, num_hidden_layers=2, tie_word_embeddings=False)
+
+
+def gemma():
+    return transformers("GemmaForCausalLM", "GemmaConfig", **HEADS, head_dim=16, num_hidden_layers=2)
+
+
+def with_random_norms(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(torch.randn_like(parameter) / 2)
+    return model
+
+
+def folded_linears(model):
+    return {f"model.layers.{i}.{norm}": [f"model.layers.{i}.{name}" for name in names]
+            for i in range(len(model.model.layers)) for norm, names in LAYER.items()}  # fmt: skip
+
+
+def moved_by_a_rounding(model, linears):
+    """How far logits move where each weight of these linears does, by a roundoff up or down: fold's error, drawn."""
+    moved, before = [], logits(model)
+    for seed in range(3):
+        other, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+        for name in linears:
+            weight = other.get_submodule(name).weight
+            signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+            weight.mul_(1 + signs * torch.finfo(weight.dtype).eps / 2)
+        moved.append(float((logits(other) - before).abs().max()))
+    return max(moved)
+
+
+@pytest.mark.parametrize("make, offset", [(llama, 0.0), (gemma, 1.0)])
+@torch.no_grad()
+def test_folded(plain_memory, make, offset):
+    """Every norm of a model: logits move no further than by a few roundings of the linears' weights."""
+    model = with_random_norms(make)
+    before, places = logits(model), folded_linears(model)
+    if make is llama:
+        places["model.norm"] = ["lm_head"]
+    allowed = moved_by_a_rounding(model, [name for names in places.values() for name in names])
+    for norm, linears in places.items():
+        srmsnorm.fold(model, norm, linears, weight_offset=offset, example_inputs={"input_ids": ids()})
+    off, size = float((logits(model) - before).abs().max()), float(before.abs().max())
+    print(f"{make.__name__}: {len(places)} folded; logits up to {size:.3g} differ by {off:.3g}, allowed {allowed:.3g}")
+    # A rounding of each product and of the norm, where there were two of the norm; the sums' order.
+    assert 0 < off <= 6 * allowed
+    assert sum(isinstance(module, srmsnorm.SRMSNorm) for module in model.modules()) == len(places)
+
+
+def test_not_folded(plain_memory):
+    """A tied head; a reader that is not named; the wrong offset."""
+    model, given = with_random_norms(gemma), {"example_inputs": {"input_ids": ids()}}
+    state = copy.deepcopy(model.state_dict())
+    layer = "model.layers.0."
+    for norm, linears, message in (
+        ("model.norm", ["lm_head"], "'lm_head' is tied"),
+        (layer + "input_layernorm", [layer + "self_attn.q_proj"], "the norm is also read by aten"),
+        (
+            layer + "post_attention_layernorm",
+            [layer + "mlp.gate_proj", layer + "mlp.up_proj"],
+            "weight_offset=1.0 fits",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            offset = 0.0 if "offset" in message else 1.0
+            srmsnorm.fold(model, norm, linears, weight_offset=offset, **given)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
