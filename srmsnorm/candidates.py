@@ -46,7 +46,7 @@ def places(model: nn.Module) -> Iterator[Place]:
 def is_norm_by_name(path: str, module: nn.Module) -> bool:
     """A leaf whose class or own name says norm: what a report has a line for, whatever it is."""
     names = type(module).__name__ + " " + path.rpartition(".")[2]
-    return "norm" in names.lower() and set(module._modules) <= {"parametrizations"}
+    return "norm" in names.lower() and {held for held, _ in module.named_children()} <= {"parametrizations"}
 
 
 def is_candidate(path: str, module: nn.Module) -> bool:

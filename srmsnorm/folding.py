@@ -87,7 +87,7 @@ def _found(model: nn.Module, name: str) -> tuple[nn.Module, list[nn.Module]]:
     holders, module = [], model
     for part in name.split(".") if name else ():
         holders.append(module)
-        held = module._modules.get(part)
+        held = dict(module._modules.items()).get(part)
         if held is None:
             raise Refused(f"the model has no module {name!r}")
         module = held

@@ -3,7 +3,8 @@
 import copy
 import random
 import re
-from collections import OrderedDict
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,19 +15,11 @@ import truth
 import weightless
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
+from weightless import in_a_model, only, plain_norm
 
 import srmsnorm
+import srmsnorm.conversion
 from srmsnorm.any_dim import SRMSNormAnyDim
-
-
-def in_a_model(*modules):
-    return nn.Sequential(*modules, nn.Linear(64, 64))
-
-
-def only(report):
-    (entry,) = report.entries
-    return entry
 
 
 @pytest.mark.parametrize("dtype", samples.DTYPES, ids=str)
@@ -77,119 +70,6 @@ def test_rounded_twice():
     module = weightless.module(lambda self, x: (F.rms_norm(x.float(), x.shape[-1:]) * 3).to(x.dtype) / 3)
     assert "rounds otherwise in " in only(srmsnorm.convert(in_a_model(module))).reason
     assert only(srmsnorm.convert(in_a_model(module), allow_rounding=True)).replaced
-
-
-# ---- what is not asked
-
-
-class Refusing(nn.Module):
-    """A norm that must not be called."""
-
-    def forward(self, x):
-        raise AssertionError("called")
-
-
-def with_weight(module, weight=None):
-    module.weight = nn.Parameter(torch.ones(64)) if weight is None else weight
-    return module
-
-
-def with_buffer(module):
-    module.register_buffer("scale", torch.ones(64), persistent=False)
-    return module
-
-
-class RefusingNormOfTwo(nn.Module):
-    def forward(self, x, residual=None):
-        raise AssertionError("called")
-
-
-class RefusingNormWithState(Refusing):
-    def get_extra_state(self):
-        return {"a": 1}
-
-    def set_extra_state(self, state):
-        pass
-
-
-def with_hook(module):
-    module.register_forward_hook(lambda *_: None)
-    return module
-
-
-def with_forward(module):
-    module.forward = lambda x: x
-    return module
-
-
-class OtherCallNorm(nn.RMSNorm):
-    def __call__(self, x):
-        return -super().__call__(x)
-
-
-def plain_norm(**options):
-    return nn.RMSNorm(64, elementwise_affine=False, **options)
-
-
-def compiled_norm():
-    module = plain_norm()
-    module.compile(backend="eager")
-    return module
-
-
-def parametrized_norm():
-    module = nn.RMSNorm(64)
-    parametrize.register_parametrization(module, "weight", nn.Identity())
-    return module
-
-
-NOT_ASKED = [
-    (lambda: with_weight(type("RefusingNorm", (Refusing,), {})()), "has the parameter weight; srmsnorm.fold"),
-    (lambda: with_buffer(type("RefusingNorm", (Refusing,), {})()), "has the buffer scale"),
-    (lambda: nn.RMSNorm(64), "has the parameter weight"),
-    (lambda: nn.LayerNorm(64), "has the parameter weight"),
-    (lambda: nn.LayerNorm(64, elementwise_affine=False), "is another function"),
-    (lambda: nn.RMSNorm((4, 64), elementwise_affine=False), "is over 2 dimensions: [4, 64]"),
-    (lambda: plain_norm(eps=-1.0), "takes an eps of at least 0"),
-    (RefusingNormOfTwo, "does not take one tensor: forward(x, residual=None)"),
-    (RefusingNormWithState, "has a state_dict"),
-    (lambda: with_hook(plain_norm()), "has hooks"),
-    (lambda: with_forward(plain_norm()), "has a forward or a call of its own"),
-    (lambda: OtherCallNorm(64, elementwise_affine=False), "has a forward or a call of its own"),
-    (compiled_norm, "is compiled on its own"),
-    (parametrized_norm, "is parametrized"),
-    (lambda: srmsnorm.SRMSNorm(64), "is ours"),
-]
-
-
-@pytest.mark.parametrize("make, reason", NOT_ASKED, ids=[reason for _, reason in NOT_ASKED])
-def test_not_asked(make, reason):
-    model = in_a_model(make())
-    stays = model[0]
-    entry = only(srmsnorm.convert(model, allow_rounding=True))
-    assert not entry.replaced and reason in entry.reason and model[0] is stays
-
-
-def test_blocks_are_not_called():
-    """Nothing with submodules, whatever its name, and nothing under TorchScript."""
-    block = Refusing()
-    block.norm = plain_norm()
-    scripted = torch.jit.script(nn.Sequential(OrderedDict(norm=plain_norm())))
-    model = in_a_model(block, scripted)
-    report = srmsnorm.convert(model)
-    assert report.replaced == ["0.norm"]
-    assert [entry.reason for entry in report.entries if not entry.replaced] == ["is TorchScript"]
-
-
-def test_the_model_itself():
-    norm = plain_norm()
-    assert "nothing holds" in only(srmsnorm.convert(norm)).reason
-
-
-def test_a_parametrization():
-    model = nn.Sequential(nn.Linear(64, 64))
-    parametrize.register_parametrization(model[0], "weight", weightless.InFloatNorm())
-    assert "is a parametrization" in only(srmsnorm.convert(model)).reason
 
 
 # ---- what happens to the model
@@ -318,6 +198,18 @@ def test_equal_modules_are_asked_once(monkeypatch):
     norms = [weightless.InFloatNorm(), weightless.InFloatNorm(), weightless.InFloatNorm(1e-5), weightless.InFloatNorm()]
     srmsnorm.convert(in_a_model(*norms))
     assert len(asked) == 2
+
+
+def test_imported_when_asked_for():
+    """`import srmsnorm` alone does not load what converts and folds."""
+    program = """
+import sys, srmsnorm
+assert not {"srmsnorm.conversion", "srmsnorm.folding", "srmsnorm.probing"} & set(sys.modules)
+assert {"convert", "fold"} <= set(dir(srmsnorm)) and not hasattr(srmsnorm, "converts")
+from srmsnorm import *
+assert convert is srmsnorm.convert and fold is srmsnorm.fold and callable(fold)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 # ---- afterwards

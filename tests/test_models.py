@@ -121,6 +121,14 @@ def test_swapped(plain_memory, make, pattern, count, allow_rounding):
     assert torch.equal(logits(model), before)
 
 
+def test_torchtitan():
+    """Its subclass of nn.RMSNorm, beside one with a weight."""
+    norm = pytest.importorskip("torchtitan.models.common.nn_modules", exc_type=ImportError).RMSNorm
+    configs = [norm.Config(normalized_shape=48, elementwise_affine=affine) for affine in (False, True)]
+    model = torch.nn.Sequential(*(config.build() for config in configs))
+    assert srmsnorm.convert(model).replaced == ["0"] and repr(model[0]) == "SRMSNorm(48, eps=1e-05)"
+
+
 @pytest.mark.parametrize("make", [llama4, gemma3n, nanochat, deepseek_v4])
 def test_trained(plain_memory, make):
     """A step of gradient descent moves all parameters as before."""

@@ -18,6 +18,20 @@ def module(function, **attributes):
     return made
 
 
+def in_a_model(*modules):
+    return nn.Sequential(*modules, nn.Linear(64, 64))
+
+
+def plain_norm(**options):
+    return nn.RMSNorm(64, elementwise_affine=False, **options)
+
+
+def only(report):
+    """The one line that a report has."""
+    (entry,) = report.entries
+    return entry
+
+
 def mean_square(x):
     return x.pow(2).mean(-1, keepdim=True)
 
@@ -135,6 +149,10 @@ STAYING = {
     "of length 1": (module(lambda self, x: F.normalize(x, dim=-1)), "divides by the length"),
     "centred": (module(lambda self, x: F.layer_norm(x, x.shape[-1:])), "subtracts the mean"),
     "another dimension": (module(lambda self, x: F.rms_norm(x.mT, x.mT.shape[-1:]).mT), "computes something else"),
+    "the second dimension": (
+        module(lambda self, x: (x.float() * torch.rsqrt(x.float().square().mean(1, True) + 1e-6)).type_as(x)),
+        "computes something else",
+    ),
     "a subclass": (DoubledRMSNorm(64, elementwise_affine=False), "computes something else"),
     "an activation": (module(lambda self, x: F.gelu(x)), "computes something else"),
     "the identity": (module(lambda self, x: x), "computes something else"),
