@@ -38,7 +38,7 @@ enum class Alignment { Whole, InPhase, Any };
 
 constexpr int kPortableCluster = 8;  // what every GPU with clusters grants without asking
 constexpr int kMostThreads = 512;
-constexpr int kBlockVectors = 4 * kMostThreads;  // of the widest row that one block takes where there are clusters
+constexpr int kBlockVectors = 4 * kMostThreads;  // of the widest row that one block takes (block_vectors)
 constexpr int kTwiceVectors = 2;
 constexpr int64_t kWidest = 1 << 30;  // vectors of a row: wider ones have its plan
 
@@ -143,12 +143,12 @@ constexpr int in_one_block(Chunks chunks) {
   return vectors * max_threads(chunks.all, vectors, false, chunks.gated);
 }
 
-// Rows that one block does not take where there are clusters.
-// A gate and what is made of it take
-// registers, and two blocks of 512 threads do not stand on a multiprocessor with 4 vectors each (dim 16384 0.93 of the
+// The widest row that one block takes where there are clusters. With a gate half of that: 4 vectors a thread and what is
+// made of their gates leave room for one block of 512 threads on a multiprocessor (dim 16384, forward, 0.93 of the
 // roof).
 constexpr int block_vectors(bool gated, bool backward) { return gated && !backward ? 2 * kMostThreads : kBlockVectors; }
 
+// Whether a row is wider.
 template <class Operands>
 constexpr bool is_wide(int64_t dim, int element_size) {
   return dim / (16 / element_size) > block_vectors(Operands::kGated, Operands::kBackward);
