@@ -41,7 +41,8 @@ constexpr const GpuClass& class_of(const Gpu& gpu) {
 // Fewer than fit are better by 0.4 to 1.3 % (with residual: dim 3000 522 us for 529, 4096 522 for 527, 32768 525 for
 // 530), and where float stands beside 16 bits by up to 6 % (3000: backward 0.999 of the roof for 0.956, forward with
 // sum 1.009 for 0.953). The numbers are the vectors that want to be on their way on a multiprocessor, from what was
-// best at dims 2304 to 262144.
+// best at dims 2304 to 262144. Not so beside a gate, whose activation wants more threads (forward, dim 65536 0.995 for
+// 0.953, 16384 1.005 for 0.996, with blocks not apart): the launcher does not ask.
 constexpr int resident_blocks(int vectors, bool clustered, Chunks chunks, bool mixed) {
   if (clustered) return chunks.all == 1 || vectors > 768 ? 0 : ceil_div(mixed ? 1350 : 1800, vectors);
   if (vectors <= (chunks.all == 1 ? 384 : 256)) return 0;

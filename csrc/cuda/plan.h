@@ -143,8 +143,8 @@ constexpr int in_one_block(Chunks chunks) {
   return vectors * max_threads(chunks.all, vectors, false, chunks.gated);
 }
 
-// The widest row that one block takes where there are clusters. With a gate half of that: 4 vectors a thread and what is
-// made of their gates leave room for one block of 512 threads on a multiprocessor (dim 16384, forward, 0.93 of the
+// The widest row that one block takes where there are clusters. With a gate half of that: 4 vectors a thread and what
+// is made of their gates leave room for one block of 512 threads on a multiprocessor (dim 16384, forward, 0.93 of the
 // roof).
 constexpr int block_vectors(bool gated, bool backward) { return gated && !backward ? 2 * kMostThreads : kBlockVectors; }
 
