@@ -11,7 +11,7 @@ from torch import Tensor
 import srmsnorm
 from srmsnorm.reference import accumulation_dtype
 
-ROWS = ("input", "residual", "grad_output", "output", "grad_sum")  # operands that are rows
+ROWS = ("input", "residual", "gate", "grad_output", "output", "grad_sum")  # operands that are rows
 # What each operator reads and gives. "wide" asks for the gradient in float32 beside a 16-bit output.
 OPERATORS = {
     "srms_norm": ("input residual?", "output"),
@@ -22,10 +22,17 @@ OPERATORS = {
     "_srms_norm_backward": ("grad_output output rstd grad_sum?", "grad_input"),
     "_srms_norm_backward wide": ("grad_output output rstd grad_sum?", "grad_residual"),
     "_srms_norm_backward_pair": ("grad_output output rstd grad_sum?", "grad_input grad_residual"),
+    "gated_srms_norm": ("input gate", "output"),
+    "_gated_srms_norm": ("input gate", "output rstd"),
+    "_gated_srms_norm_backward": ("grad_output input gate rstd", "grad_input grad_gate"),
+    "_gated_srms_norm_backward_input": ("grad_output input gate rstd", "grad_input"),
+    "_gated_srms_norm_backward_gate": ("grad_output input gate rstd", "grad_gate"),
 }
-WEIGHTS = (4, 4, 4, 3, 3, 3, 2, 2)
+WEIGHTS = (4, 4, 4, 3, 3, 3, 2, 2, 4, 2, 3, 1, 1)
 IN_PLACE = "add_srms_norm_"
 FORWARD = ("srms_norm", "add_srms_norm", "_srms_norm", "_add_srms_norm")
+GATED = ("gated_srms_norm", "_gated_srms_norm")
+ACTIVATIONS = (None, "silu", "swish", "sigmoid")
 EPS = (None, 1e-6, 1e-6, 1e-5, 1e-3, 0.25, 0.0, 1e-12, 1e-30, 1e-38, 3e-45, 1e-50, 1e10)
 FAULTS = ("nan", "inf", "-inf", "all bits")
 MISTAKES = ("shape", "dtype", "eps", "scalar", "empty rows", "stride", "requires grad", "tangent", "rstd")
@@ -65,6 +72,8 @@ class Call:
     shape: tuple[int, ...]
     operands: dict[str, Operand]
     eps: float | None = None
+    activation: str | None = None
+    norm_before_gate: bool = True
     shared: bool = False  # operands lie in one buffer
     row: float = 0.0  # the row that is looked at alone
     fault: tuple = ()  # (operand, row, place, kind)
@@ -82,15 +91,21 @@ class Call:
 
     @property
     def beside(self) -> torch.dtype:
-        """Of the residual, the sum and their gradients."""
-        stream = self.operands.get("residual") or self.operands.get("grad_sum")
+        """Of the residual, the sum, the gate and their gradients."""
+        stream = self.operands.get("residual") or self.operands.get("grad_sum") or self.operands.get("gate")
         wide = self.operator.endswith(("wide", "pair"))
         return stream.dtype if stream else FLOAT if wide else self.dtype
 
     def result_dtype(self, name: str) -> torch.dtype:
         if name == "rstd":
             return accumulation_dtype(self.dtype)
-        return self.beside if name in ("sum", "grad_residual") else self.dtype
+        return self.beside if name in ("sum", "grad_residual", "grad_gate") else self.dtype
+
+    @property
+    def gating(self) -> dict | None:
+        """The options of an operator with a gate."""
+        gated = "gate" in OPERATORS[self.operator][0]
+        return {"activation": self.activation, "norm_before_gate": self.norm_before_gate} if gated else None
 
     @property
     def results(self) -> list[str]:
@@ -101,6 +116,8 @@ class Call:
         face = srmsnorm if self.function else torch.ops.srmsnorm
         internal = torch.ops.srmsnorm
         input, residual, eps = t.get("input"), t.get("residual"), self.eps
+        if self.gating is not None:
+            return self._invoke_gated(face, t)
         saved = t.get("grad_output"), t.get("output"), t.get("rstd"), t.get("grad_sum")
         match self.operator:
             case "srms_norm":
@@ -122,6 +139,14 @@ class Call:
                 return internal._srms_norm_backward_pair(*saved)
         raise ValueError(self.operator)
 
+    def _invoke_gated(self, face, t: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        name, options = self.operator, self.gating
+        if name in GATED:
+            options = {**options, "eps": self.eps}
+        face = face if name == "gated_srms_norm" else torch.ops.srmsnorm
+        returned = getattr(face, name)(*(t[operand] for operand in OPERATORS[name][0].split()), **options)
+        return (returned,) if isinstance(returned, Tensor) else returned
+
 
 def draw(seed: int, index: int, *, wide: float = 0.002, large: float = 0.01, compiled: float = 1 / 4000) -> Call:
     rng = random.Random(seed << 40 | index)
@@ -132,6 +157,7 @@ def draw(seed: int, index: int, *, wide: float = 0.002, large: float = 0.01, com
     shape = _shape(rng, dim, large, least=1 if mode == "vmap" else 0)
     call = Call(seed, index, operator, mode, shape, {}, rng.choice(EPS), row=rng.random(), function=rng.random() < 0.5)
     call.shared = mode in ("plain", "inference", "vmap") and rng.random() < 0.06
+    call.activation, call.norm_before_gate = rng.choice(ACTIVATIONS), rng.random() < 0.5
     _draw_operands(rng, call, dtype)
     if call.mode == "vmap":
         _draw_batch(rng, call)
@@ -154,6 +180,8 @@ def _mode(rng, operator: str, compiled: float) -> str:
             ("plain", "inference", "vmap", "gradients", "tangents", "second", "mistake"),
             (9, 1, 2, 5, 2, 1, 0.5),
         )
+    elif operator in GATED:
+        modes, weights = ("plain", "inference", "vmap", "gradients", "mistake"), (9, 1, 2, 5, 0.5)
     else:
         modes, weights = ("plain", "inference", "vmap", "mistake"), (10, 1, 2, 0.5)
     return rng.choices(modes, weights)[0]
@@ -190,6 +218,7 @@ def _draw_operands(rng, call: Call, dtype) -> None:
     )  # make_dual writes a tangent in its operand's layout
     overlapping = 0.01 if call.operator == IN_PLACE else 0.0 if writable else 0.12
     wide_range = rng.random() < 0.1 and dtype != HALF and call.mode in ("plain", "inference", "vmap")
+    wide_range = wide_range and call.gating is None  # whose products of four operands would leave the range
     alike = rng.random() < 0.5  # one layout for all
     layout = None
     for name in OPERATORS[call.operator][0].split():
@@ -202,7 +231,7 @@ def _draw_operands(rng, call: Call, dtype) -> None:
             layout = drawn if name != "rstd" else layout
         else:
             drawn = layout
-        beside = name in ("residual", "grad_sum") and mixed
+        beside = name in ("residual", "grad_sum", "gate") and mixed
         own = FLOAT if beside else accumulation_dtype(dtype) if name == "rstd" else dtype
         operand = Operand(own, sizes, *drawn, start=rng.randrange(1 << 20), rows=name != "rstd")
         _draw_values(rng, call, name, operand, wide_range)
@@ -301,6 +330,8 @@ def _draw_derivative(rng, call: Call) -> None:
         call.given = tuple(name for name in results if name != "rstd")
     elif call.mode == "gradients" and len(results) > 1:
         call.given = tuple(rng.choice([results, results, results[:1], results[1:]]))
+    if call.gating is not None:
+        call.given = ("output",)  # of rstd: test_gated_derivatives.py
     for operand in call.operands.values():
         operand.scale = 0
         operand.content = "normal" if call.mode == "second" else operand.content
@@ -335,6 +366,6 @@ def program(call: Call) -> str:
         notes = {key: value for key, value in vars(o).items() if key in ("content", "spread", "scale") and value}
         flags = [key for key in ("negated", "lazy") if getattr(o, key)] + ([] if o.batched else ["not batched"])
         lines[-1] += f"  # {notes} {' '.join(flags)}"
-    drawn = ("eps", "shared", "fault", "threads", "wanted", "given", "dim", "mistake")
+    drawn = ("eps", "activation", "norm_before_gate", "shared", "fault", "threads", "wanted", "given", "dim", "mistake")
     lines.append("# " + ", ".join(f"{key}={getattr(call, key)}" for key in drawn))
     return "\n".join("    " + line for line in lines)

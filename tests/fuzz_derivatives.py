@@ -10,6 +10,8 @@ from fuzz_memory import Memory
 from fuzz_results import check_equal, forward_truth, out_of_range, require, within
 from samples import FLOAT
 from tolerances import (
+    gated_backward_bounds,
+    gated_bounds,
     gradient_bound,
     output_tangent_bound,
     rstd_tangent_bound,
@@ -33,6 +35,8 @@ def check_gradients(call: Call, memory: Memory) -> dict[str, float]:
         [results[name] for name in call.given], [operands[name] for name in call.wanted], cotangents
     )
     require(memory.untouched(), "an operand or a gradient is written")
+    if call.gating is not None:
+        return _check_gated_gradients(call, memory, grads)
     y, _, rstd = forward_truth(call, memory.before)
     if out_of_range(call, rstd):
         return {}
@@ -50,6 +54,22 @@ def check_gradients(call: Call, memory: Memory) -> dict[str, float]:
         if gr is not None:
             want, bound = _with_gradient_of_rstd(call, grad.dtype, gr, want, bound, y, rstd)
         worst[name] = within(f"gradient of {name}", grad, want, bound)
+    return worst
+
+
+def _check_gated_gradients(call: Call, memory: Memory, grads) -> dict[str, float]:
+    input, gate, g = (memory.before[name] for name in ("input", "gate", "grad output"))
+    rstd = truth.gated(input, gate, **call.gating, eps=call.eps)[1]
+    if out_of_range(call, rstd):
+        return {}
+    lost = gated_bounds(input, gate, **call.gating, eps=call.eps, summed=call.shape[-1])[1] / rstd
+    wants = truth.gated_backward(g, input, gate, rstd, **call.gating)
+    bounds = gated_backward_bounds(g, input, gate, rstd, **call.gating, rstd_error=lost.unsqueeze(-1))
+    worst = {}
+    for name, grad in zip(call.wanted, grads, strict=True):
+        operand, which = memory.operands[name], ("input", "gate").index(name)
+        require(grad.dtype == operand.dtype and grad.shape == call.shape, name, "has a gradient", grad.dtype)
+        worst[f"{name} of a gate"] = within(f"gradient of {name}", grad, wants[which], bounds[which])
     return worst
 
 

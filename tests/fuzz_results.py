@@ -8,7 +8,7 @@ import torch
 import truth
 from fuzz_calls import IN_PLACE, Call
 from fuzz_memory import INTEGERS, copy_lying_alike, nests
-from tolerances import backward_bound, output_bound, rstd_bound
+from tolerances import backward_bound, gated_backward_bounds, gated_bounds, output_bound, rstd_bound
 from torch import Tensor
 
 from srmsnorm.reference import accumulation_dtype, default_eps
@@ -74,6 +74,8 @@ def out_of_range(call: Call, rstd: Tensor) -> bool:
 
 
 def check_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, float]:
+    if call.gating is not None:
+        return _check_gated_values(call, got, t)
     if "input" not in t:
         t = {name: tensor if name == "rstd" else tensor.double() for name, tensor in t.items()}
         want = truth.backward(t["grad_output"], t["output"], t["rstd"], t.get("grad_sum"))
@@ -88,6 +90,22 @@ def check_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> di
         check_equal("sum", got["sum"], truth.rounded_sum(t["input"], t["residual"]))
         worst["sum"] = 0.0
     return worst
+
+
+def _check_gated_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, float]:
+    if "grad_output" in t:
+        operands = [t[name] for name in ("grad_output", "input", "gate", "rstd")]
+        wants = truth.gated_backward(*operands, **call.gating)
+        bounds = gated_backward_bounds(*operands, **call.gating)
+        every = zip(("grad_input", "grad_gate"), wants, bounds, strict=True)
+    else:
+        operands = t["input"], t["gate"]
+        wants = truth.gated(*operands, **call.gating, eps=call.eps)
+        if out_of_range(call, wants[1]):
+            return {}
+        bounds = gated_bounds(*operands, **call.gating, eps=call.eps, summed=call.shape[-1])
+        every = zip(("output", "rstd"), wants, bounds, strict=True)
+    return {name: within(name, got[name], want, bound) for name, want, bound in every if name in got}
 
 
 def check_equal(name: str, got: Tensor, want: Tensor) -> None:
@@ -106,7 +124,8 @@ def check_forms(call: Call, got: dict[str, Tensor], t: dict[str, Tensor], stride
         shape = call.shape[:-1] if name == "rstd" else call.shape
         require(tensor.shape == shape, name, "has shape", tuple(tensor.shape))
         if strides and tensor.numel():
-            like = {"output": "input", "sum": "residual"}.get(name, "output")
+            gradient_like = "output" if call.gating is None else "input"
+            like = {"output": "input", "sum": "residual", "grad_gate": "gate"}.get(name, gradient_like)
             check_strides(name, tensor, None if name == "rstd" else t[like])
 
 

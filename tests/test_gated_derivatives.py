@@ -9,7 +9,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from modes import DispatchLog
 from samples import BFLOAT, DOUBLE, FLOAT, Kind
-from test_derivatives import assert_close_rows, choices, leaves, pulled, pushed
+from test_derivatives import assert_close_rows, choices, leaves, pulled
 from test_gated import EVERY, GATES
 from test_transforms import _is_ours, _leads_to_ours, loss
 from torch.autograd import gradcheck, gradgradcheck
@@ -112,6 +112,14 @@ def test_third_order(options):
 # ---- in other dtypes, against the same operators in float64 and the same operands
 
 
+def pushed(function, operands, tangents, carry):
+    """Tangents of the results; zeros where a result does not depend on what carries one."""
+    with forward_ad.dual_level():
+        given = [forward_ad.make_dual(t, tangents[i]) if i in carry else t for i, t in enumerate(operands)]
+        parts = [forward_ad.unpack_dual(output) for output in tree_leaves(function(*given))]
+        return [torch.zeros_like(part.primal) if part.tangent is None else part.tangent.detach() for part in parts]
+
+
 @GATES
 @pytest.mark.parametrize("name", ["with rstd", "pair", "input", "gate"])
 @pytest.mark.parametrize("kind", [Kind(FLOAT), Kind(BFLOAT), *samples.MIXED], ids=str)
@@ -137,7 +145,10 @@ def test_other_dtypes(device, kind, name, options):
         pulled(function, operands, v), pulled(function, wide, [t.to(DOUBLE) for t in v]), operands, strict=True
     ):
         assert a.dtype == operand.dtype
-        assert_close_rows(a, b, operand.dtype)
+        if operand.ndim == 1:  # of rstd: a difference of two sums over the row, of which up to 3/4 cancels here
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=32 * torch.finfo(a.dtype).eps * float(b.norm()))
+        else:
+            assert_close_rows(a, b, operand.dtype)
 
 
 @EVERY

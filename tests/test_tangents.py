@@ -45,6 +45,14 @@ def call(kind, index, carry):
     return function, [args[i] for i in carry], tangents
 
 
+def second_is_constant(name, args, kwargs, carry):
+    """rstd under a change of the gate behind the norm, and that gate's gradient where nothing is between them."""
+    norm_first = kwargs.get("norm_before_gate", False)
+    if name == "_gated_srms_norm":
+        return norm_first and carry == (1,)
+    return name == "_gated_srms_norm_backward" and norm_first and kwargs["activation"] is None and carry == (2,)
+
+
 def storages(tensors):
     return [t.untyped_storage().data_ptr() for t in tensors]
 
@@ -57,6 +65,7 @@ def test_storage(kind, index, carry):
     with forward_ad.dual_level():
         outputs = function(*map(forward_ad.make_dual, operands, tangents))
         parts = [forward_ad.unpack_dual(output) for output in outputs]
+        parts = parts[:1] if second_is_constant(*samples.calls(kind, SHAPE)[index], carry) else parts
         assert all(part.tangent is not None and part.tangent.shape == part.primal.shape for part in parts)
         taken = storages([*operands, *tangents, *(part.primal for part in parts)])
         own = storages(part.tangent for part in parts)

@@ -196,8 +196,10 @@ def activation_errors(gate: Tensor, activation: str | None, dtype) -> tuple[Tens
     return g.abs() * (s * relative + flushed) + _rounding(g * s, dtype), slope_error + (1 + g.abs()) * flushed
 
 
-def gated_bounds(input: Tensor, gate: Tensor, activation: str | None, norm_before_gate: bool, eps: float | None):
-    """(of z, of rstd): element by element and row by row."""
+def gated_bounds(
+    input: Tensor, gate: Tensor, activation: str | None, norm_before_gate: bool, eps: float | None, summed: int = 0
+):
+    """(of z, of rstd): element by element and row by row; summed as in rstd_bound."""
     dtype, accumulation = input.dtype, accumulation_dtype(input.dtype)
     (z, rstd), (a, _) = (
         truth.gated(input, gate, activation, norm_before_gate, eps),
@@ -206,7 +208,7 @@ def gated_bounds(input: Tensor, gate: Tensor, activation: str | None, norm_befor
     a_error, _ = activation_errors(gate, activation, dtype)
     x, r = input.double(), rstd.unsqueeze(-1)
     roundings = _truth_error(accumulation) * (FORWARD_ULP + (0 if dtype == accumulation else ROOT_ULP_16_BIT))
-    of_rstd = rstd_bound(rstd, accumulation)
+    of_rstd = rstd_bound(rstd, accumulation, summed)
     if norm_before_gate:
         y = x * r
         error = y.abs() * a_error + roundings * a.abs() * ulp(y, accumulation) + _rounding(z, dtype)
