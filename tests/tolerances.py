@@ -181,7 +181,7 @@ def activation_errors(gate: Tensor, activation: str | None, dtype) -> tuple[Tens
         return torch.zeros_like(g), torch.zeros_like(g)
     u, fast = _accumulation_roundoff(dtype), gate.dtype != accumulation_dtype(gate.dtype)
     s, complement = torch.sigmoid(g), torch.sigmoid(-g)
-    exp = EXP_ROUNDINGS + (FAST_EXP_ROUNDINGS * g.abs() if fast else 0)
+    exp = EXP_ROUNDINGS + (FAST_EXP_ROUNDINGS * g.abs().clamp(max=1e3) if fast else 0)  # past which s is 0 or 1
     others = FAST_QUOTIENT_ROUNDINGS if fast else QUOTIENT_ROUNDINGS
     relative = u * (complement * exp + others)  # of s
     # 1 - s loses what s does, but no more than itself where exp(-g) is lost beside 1
