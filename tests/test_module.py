@@ -44,7 +44,11 @@ def test_repr():
     assert repr(gate_first) == "SRMSNormGated(64, eps=None, activation='silu', norm_before_gate=False)"
 
 
-@pytest.mark.parametrize("activation", ["relu", "SiLU", "", 1, True, ["silu"], torch.nn.functional.silu], ids=repr)
+@pytest.mark.parametrize(
+    "activation",
+    ["relu", "SiLU", "", 1, True, ["silu"], torch.nn.functional.silu],
+    ids=lambda value: getattr(value, "__name__", repr(value)),
+)
 def test_bad_activation(activation):
     match = "srmsnorm: SRMSNormGated takes an activation of None, 'silu', 'swish' or 'sigmoid', got "
     with pytest.raises(ValueError, match=match + re.escape(repr(activation))):
