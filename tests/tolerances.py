@@ -220,12 +220,15 @@ def gated_bounds(
     return (error if dtype == accumulation else error + 0.5 * ulp(z.abs() + error, dtype)), of_rstd
 
 
-def _project_error(g, g_error, y, y_error, r, r_error, u) -> Tensor:
-    """What r (g - y mean(y g)) may lose of terms that have lost something; r_error is relative."""
+def _project_error(g, g_error, y, y_error, r, r_error, dtype) -> Tensor:
+    """What r (g - y mean(y g)) may lose of terms that have lost something; r_error is relative. Of subnormal products,
+    of which there are two, half of the smallest number each."""
+    u, accumulation = _accumulation_roundoff(dtype), torch.finfo(accumulation_dtype(dtype))
+    subnormal = _truth_error(accumulation_dtype(dtype)) * accumulation.tiny * accumulation.eps
     mean = lambda t: t.mean(-1, keepdim=True)  # noqa: E731
     g, y = g.abs(), y.abs()
     inherited = g_error + y * mean(y * g_error) + y_error * mean(y * g) + y * mean(y_error * g)
-    return r * inherited + (BACKWARD_ROUNDINGS * u + r_error) * r * (g + y * mean(y * g))
+    return r * (inherited + subnormal) + (BACKWARD_ROUNDINGS * u + r_error) * r * (g + y * mean(y * g))
 
 
 def gated_backward_bounds(
@@ -239,7 +242,7 @@ def gated_backward_bounds(
 ):
     """(of the input's gradient, of the gate's) from these very operands; rstd_error is what rstd itself has lost,
     relative to it."""
-    u, rounding = _accumulation_roundoff(input.dtype), lambda t: _rounding(t, input.dtype)
+    rounding = lambda t: _rounding(t, input.dtype)  # noqa: E731
     a, slope = truth.activated(gate, activation)
     a_error, slope_error = activation_errors(gate, activation, input.dtype)
     dz, x, r = grad_output.double(), input.double(), rstd.double().unsqueeze(-1)
@@ -247,13 +250,13 @@ def gated_backward_bounds(
     if norm_before_gate:
         y, y_error = x * r, rounding(x * r) + rstd_error * (x * r).abs()
         dy_error = dz.abs() * a_error + rounding(dz * a)
-        input_error = _project_error(dz * a, dy_error, y, y_error, r, rstd_error, u)
+        input_error = _project_error(dz * a, dy_error, y, y_error, r, rstd_error, input.dtype)
         gate_error = dz.abs() * (y_error * slope.abs() + y.abs() * slope_error) + 2 * rounding(grads[1])
     else:
         z, t_error = x * a * r, x.abs() * a_error + rounding(x * a)
         z_error = r * t_error + rounding(z) + rstd_error * z.abs()
         dt = truth.project(dz, z, r)
-        dt_error = _project_error(dz, torch.zeros_like(dz), z, z_error, r, rstd_error, u)
+        dt_error = _project_error(dz, torch.zeros_like(dz), z, z_error, r, rstd_error, input.dtype)
         dt_size = dt.abs() + dt_error
         input_error = a.abs() * dt_error + dt_size * a_error + rounding(grads[0])
         gate_error = x.abs() * (slope.abs() * dt_error + dt_size * slope_error) + 2 * rounding(grads[1])
