@@ -46,8 +46,10 @@ def gated(input: Tensor, gate: Tensor, activation: str | None, norm_before_gate:
     """(z, rstd) in float64."""
     eps = default_eps(input.dtype) if eps is None else rounded_eps(eps, input.dtype)
     x, (a, _) = input.double(), activated(gate, activation)
-    rstd = ((x if norm_before_gate else x * a).square().mean(-1) + eps).rsqrt()
-    return x * a * rstd.unsqueeze(-1), rstd
+    h = x if norm_before_gate else x * a
+    rstd = (h.square().mean(-1) + eps).rsqrt()
+    y = h * rstd.unsqueeze(-1)
+    return y * a if norm_before_gate else y, rstd
 
 
 def gated_backward(grad_output, input, gate, rstd, activation: str | None, norm_before_gate: bool):
