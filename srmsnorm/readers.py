@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -98,6 +98,12 @@ class _Watch(TorchDispatchMode):
         self.watched: dict[int, str] = {}
         self.kept: list[Tensor] = []
         self.inside = 0
+        self.found = ""
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Kept as well, for a model that catches what is raised in it."""
+        self.found = self.found or reason
+        raise Refused(reason)
 
     def watch(self, tensor: Tensor, name: str) -> None:
         self.watched[tensor.untyped_storage().data_ptr()] = name
@@ -112,7 +118,7 @@ class _Watch(TorchDispatchMode):
         if not self.inside and not func.is_view:
             for tensor in tree_leaves((args, kwargs)):
                 if name := self.name_of(tensor):
-                    raise Refused(f"{name} is also read by {func}")
+                    self.refuse(f"{name} is also read by {func}")
         return func(*args, **(kwargs or {}))
 
 
@@ -141,7 +147,7 @@ def check_by_running(model: nn.Module, norm: nn.Module, linears: Mapping[str, nn
         def check(module: nn.Module, args: Any, kwargs: Any) -> None:
             read = args[0] if args else kwargs.get("input")
             if not any(_are_rows(read, output) for output in outputs):
-                raise Refused(f"{name!r} also reads something else than rows of the norm")
+                watch.refuse(f"{name!r} also reads something else than rows of the norm")
             calls[name] += 1
             watch.inside += 1
 
@@ -169,6 +175,8 @@ def check_by_running(model: nn.Module, norm: nn.Module, linears: Mapping[str, nn
     finally:
         for hook in hooks:
             hook.remove()
+    if watch.found:
+        raise Refused(watch.found)
     for name, count in calls.items():
         if not count:
             raise Refused(f"the model does not call {repr(name) if name else 'the norm'} with the example_inputs")

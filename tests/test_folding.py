@@ -150,6 +150,18 @@ def test_returned_by_a_trace():
     refused(Returning().eval(), "the norm is also read by output", "norm", ["q", "k"])
 
 
+def trying(self, x):
+    try:
+        aside = x.sum()
+    except Exception:
+        aside = 0
+    return self.q(x) * self.k(x) + aside
+
+
+def test_a_model_that_catches():
+    refused(block(read=trying), "the norm is also read by aten.sum", "norm", ["q", "k"], example_inputs=X)
+
+
 def branching(self, x):
     return self.q(x) * self.k(x) if x.sum() > 0 else self.q(x) + self.k(x)
 
