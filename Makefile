@@ -10,7 +10,7 @@ PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 # Built for this machine alone: its GPUs' architectures, or without CUDA where there is no GPU. An explicit setting wins.
 export SRMSNORM_CUDA ?= native
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
-CPP = $(wildcard benchmarks/*.cu tests/*.cpp examples/cpp/*.h examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CPP = $(wildcard benchmarks/*.cu tests/*.cpp tests/*.cu examples/cpp/*.h examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 clang_format = PATH="$$(dirname "$$(command -v $(PY))"):$$PATH" clang-format
 with = $(if $(VENV),$(1:%=$(VENV)/.%))
 upper = $(shell echo $(1) | tr a-z A-Z)

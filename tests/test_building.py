@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import tarfile
 
 import fresh
 import pytest
+import torch
+from torch.utils.cpp_extension import include_paths
 
 pytestmark = pytest.mark.skipif(not (fresh.ROOT / "setup.py").exists(), reason="needs the source tree")
 BACKEND = ["-c", "import build_backend"]  # what pip does first
@@ -157,3 +160,15 @@ def test_source_distribution(tmp_path):
     files = {name for name in tracked.stdout.splitlines() if not name.startswith((".ci/", ".gitignore"))}
     assert files and not files - held
     assert not [name for name in held if name.endswith((".so", ".pyc", "built_for.json"))]
+
+
+def test_the_cuda_key_compiles():
+    """The one file of csrc/cuda that knows torch, with this torch's headers, also where the build is for the CPU."""
+    home = runpy.run_path(str(fresh.ROOT / "setup.py"))["find_toolkit"]() if torch.version.cuda else None
+    if home is None or shutil.which("c++") is None:
+        pytest.skip("needs a CUDA toolkit and a compiler")
+    includes = [f"-I{path}" for path in [*include_paths(), home / "include"]]
+    source = fresh.ROOT / "csrc/cuda/srms_norm.cpp"
+    command = ["c++", "-std=c++20", "-fsyntax-only", *includes, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -10,6 +10,8 @@ import torch
 
 import srmsnorm
 
+pytestmark = pytest.mark.toolkit
+
 ROOT = pathlib.Path(srmsnorm.__file__).parents[1]
 
 INSTANCES = """
