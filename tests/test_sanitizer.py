@@ -9,7 +9,7 @@ import samples
 import torch
 import truth
 from samples import BFLOAT, DOUBLE, FLOAT, HALF, Kind
-from tolerances import assert_backward, assert_output, assert_rstd
+from tolerances import assert_backward, assert_gated, assert_gated_gradients, assert_output, assert_rstd
 
 import srmsnorm
 
@@ -161,3 +161,23 @@ def test_rows_past_the_l2(cuda, kind):
         kept = everything(*(many(values).to(cuda) for values in held))
         for got, want in zip(kept, few, strict=True):
             assert torch.equal(got, many(want))
+
+
+@pytest.mark.parametrize("layouts", [(samples.contiguous, samples.contiguous), *OUT_OF_PHASE[:2]], ids=str)
+@pytest.mark.parametrize("kind", [Kind(BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT), Kind(DOUBLE)], ids=str)
+def test_gated(cuda, kind, layouts):
+    """Lanes, warps, blocks with and without clusters, edges, shifted and read twice; one gradient and both."""
+    ops, options = torch.ops.srmsnorm, {"activation": "silu", "norm_before_gate": False}
+    for dim in (5, 12, 64, 200, 300, 1000, 4096, 12_000, 16_384, 65_536, 2**20):
+        shape = rows_for(dim), dim
+        held = *samples.gated(kind, shape), samples.grad_output(kind, shape)
+        input, gate, g = (
+            layout(t.shape, dtype=t.dtype, device=cuda).copy_(t)
+            for layout, t in zip((*layouts, layouts[0]), held, strict=True)
+        )
+        z, rstd = ops._gated_srms_norm(input, gate, **options, eps=None)
+        assert_gated(z.cpu(), rstd.cpu(), *held[:2], **options, eps=None)
+        grads = ops._gated_srms_norm_backward(g, input, gate, rstd, **options)
+        assert_gated_gradients([grad.cpu() for grad in grads], held[2], *held[:2], rstd.cpu(), **options)
+        assert torch.equal(ops._gated_srms_norm_backward_input(g, input, gate, rstd, **options), grads[0])
+        assert torch.equal(ops._gated_srms_norm_backward_gate(g, input, gate, rstd, **options), grads[1])
