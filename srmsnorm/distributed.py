@@ -36,9 +36,8 @@ def _forward(placements: Sequence[Placement], leading: int) -> Sequence[Placemen
 
 
 def _backward(names: Sequence[str], placements: Sequence[Placement], leading: int) -> Sequence[Placement]:
-    is_gradient = [
-        name.startswith("grad_") for name, _ in zip(names, placements, strict=False)
-    ]  # the last may be absent
+    """names: of all tensors that the operator takes, of which the last may be absent."""
+    is_gradient = [name.startswith("grad_") for name, _ in zip(names, placements, strict=False)]
     gradients = [p for p, linear in zip(placements, is_gradient, strict=True) if linear]
     kept = [p for p, linear in zip(placements, is_gradient, strict=True) if not linear]
     partials = [p for p in gradients if p != Replicate()]
