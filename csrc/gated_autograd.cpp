@@ -48,10 +48,11 @@ struct GatedBackward : SavedNode<GatedBackward, /*operands=*/2, /*saved_tensors=
   // What a gradient of rstd gives: beyond first order only.
   static std::tuple<Tensor, Tensor> of_rstd(const Tensor& v, const Tensor& input, const Tensor& gate,
                                             const Tensor& rstd, Gating gating) {
-    auto x = wide(input, rstd), scale = -(v * rstd * rstd * rstd / dim(input)).unsqueeze(-1);
-    if (gating.norm_first) return {scale * x, Tensor()};
+    auto x = wide(input, rstd), r = rstd.unsqueeze(-1), scale = -(v.unsqueeze(-1) * r / dim(input));
+    if (gating.norm_first) return {scale * (x * r * r), Tensor()};
     auto [a, slope] = activated(wide(gate, rstd), gating.activation);
-    return {scale * x * a * a, scale * x * x * a * slope};
+    auto dt = scale * (x * a * r * r);
+    return {dt * a, dt * x * slope};
   }
 };
 
@@ -72,37 +73,69 @@ struct GatedDoubleBackward
     auto V = grad_dx.defined() ? wide(grad_dx, rstd) : zero(),
          W = grad_dgate.defined() ? wide(grad_dgate, rstd) : zero();
     auto gating = check_gating(maybe(activation), norm_first);
-    auto gradients = (norm_first ? after_the_norm : before_the_norm)(V, W, wide(saved[0], rstd), wide(saved[1], rstd),
-                                                                     wide(saved[2], rstd), rstd.unsqueeze(-1), gating);
-    gradients[3] = gradients[3].squeeze(-1);
-    for (size_t i = 0; i < 4; ++i) gradients[i] = wanted[i] ? gradients[i].to(*wanted[i]) : Tensor();
+    auto of_operands = norm_first ? after_the_norm : before_the_norm;
+    auto gradients = of_operands(V, W, wide(saved[0], rstd), wide(saved[1], rstd), wide(saved[2], rstd),
+                                 rstd.unsqueeze(-1), gating, wanted);
+    for (size_t i = 0; i < 4; ++i)
+      if (wanted[i]) gradients[i] = (i == 3 ? gradients[i].squeeze(-1) : gradients[i]).to(*wanted[i]);
     return gradients;
   }
 
  private:
-  // For cotangents V of dx and W of dgate: what they give to g, x, the gate and r.
+  // For cotangents V of dx and W of dgate: what they give to g, x, the gate and r. By y and never by r^3, which is no
+  // number for rows that y is one of.
   static variable_list after_the_norm(const Tensor& V, const Tensor& W, const Tensor& g, const Tensor& x,
-                                      const Tensor& gate, const Tensor& r, Gating gating) {
+                                      const Tensor& gate, const Tensor& r, Gating gating, const Wanted<4>& wanted) {
     auto [a, slope] = activated(gate, gating.activation);
-    auto r3 = r * r * r, p = mean(x * a, g), q = mean(V, x), at_g = V * r * a - r3 * q * x * a + W * x * r * slope;
-    return {at_g, W * g * r * slope - r3 * (p * V + q * g * a),
-            (V * r - r3 * q * x) * g * slope + W * g * x * r * curvature(gate, gating.activation),
-            dim(x) * (mean(V * a + W * x * slope, g) - 3 * r * r * p * q)};
+    auto y = x * r, p = mean(y * a, g), q = mean(V, y), projected = r * (V - y * q);
+    variable_list found(4);
+    if (wanted[0]) found[0] = projected * a + W * y * slope;
+    if (wanted[1]) found[1] = r * (W * g * slope - r * (p * V + q * g * a));
+    if (wanted[2]) found[2] = projected * g * slope + W * g * y * curvature(gate, gating.activation);
+    if (wanted[3]) found[3] = dim(x) * (mean(V * a + W * x * slope, g) - 3 * p * q);
+    return found;
   }
 
   static variable_list before_the_norm(const Tensor& V, const Tensor& W, const Tensor& g, const Tensor& x,
-                                       const Tensor& gate, const Tensor& r, Gating gating) {
+                                       const Tensor& gate, const Tensor& r, Gating gating, const Wanted<4>& wanted) {
     auto [a, slope] = activated(gate, gating.activation);
-    auto t = x * a, U = V * a + W * x * slope, r3 = r * r * r, p = mean(t, g), s = mean(U, t);
-    auto at_t = -r3 * (p * U + s * g), dt = r * g - r3 * t * p;
-    return {r * U - r3 * s * t, W * dt * slope + at_t * a,
-            V * dt * slope + W * x * dt * curvature(gate, gating.activation) + at_t * x * slope,
-            dim(x) * (mean(U, g) - 3 * r * r * p * s)};
+    auto y = x * a * r, U = V * a + W * x * slope, p = mean(y, g), s = mean(U, y), dt = r * (g - y * p);
+    variable_list found(4);
+    if (wanted[0]) found[0] = r * (U - y * s);
+    if (wanted[1] || wanted[2]) {
+      auto at_t = -r * (r * (p * U + s * g));
+      if (wanted[1]) found[1] = W * dt * slope + at_t * a;
+      if (wanted[2]) found[2] = V * dt * slope + W * x * dt * curvature(gate, gating.activation) + at_t * x * slope;
+    }
+    if (wanted[3]) found[3] = dim(x) * (mean(U, g) - 3 * p * s);
+    return found;
   }
 };
 
-// ---- forward mode: the tangents of the formula, which PyTorch finds
+// ---- forward mode
 
+Tensor times(const Tensor& a, const Tensor& b) { return a.defined() && b.defined() ? a * b : Tensor(); }
+
+// r (t - y mean(y t)) is the tangent of y for one of h, and -r^2 mean(y t) that of r.
+void gated_tangents(const Tensor& input, const Tensor& gate, const Tensor& z, const Tensor& rstd, Gating gating) {
+  auto tx = tangent(input), tg = tangent(gate);
+  if (!tx.defined() && !tg.defined()) return;
+  auto r = primal(rstd).unsqueeze(-1), x = wide(primal(input), r);
+  auto [a, slope] = activated(wide(primal(gate), r), gating.activation);
+  if (tx.defined()) tx = wide(tx, r);
+  auto ta = tg.defined() ? slope * wide(tg, r) : Tensor();
+  auto y = (gating.norm_first ? x : x * a) * r, th = gating.norm_first ? tx : plus(times(tx, a), times(x, ta));
+  Tensor ty;
+  if (th.defined()) {
+    auto m = mean(y, th);
+    ty = r * (th - y * m);
+    set_tangent(rstd, (-r * m * r).squeeze(-1));
+  }
+  auto tz = gating.norm_first ? plus(times(ty, a), times(y, ta)) : ty;
+  set_tangent(z, tz.to(z.scalar_type()));
+}
+
+// Of the backward operators: that of the formula, which PyTorch finds.
 void tangent_from(const Tensor& formula, const Tensor& result) {
   auto t = tangent(formula);
   if (t.defined()) set_tangent(result, t.to(result.scalar_type()));
@@ -120,12 +153,7 @@ std::tuple<Tensor, Tensor> _gated_srms_norm(c10::DispatchKeySet keys, const Tens
   }
   auto [z, rstd] = below_autograd(op::_gated_srms_norm(), keys, input, gate, activation, norm_first, eps);
   if (node) set_history(variable_list{z, rstd}, node);
-  if (isFwGradDefined(input) || isFwGradDefined(gate)) {
-    auto [formula, r] =
-        gated_formula(input, gate, check_gated(input, gate, activation, eps), check_gating(activation, norm_first));
-    tangent_from(formula, z);
-    tangent_from(r, rstd);
-  }
+  gated_tangents(input, gate, z, rstd, check_gating(activation, norm_first));
   if (node) node->save({input, gate, rstd});
   return {z, rstd};
 }

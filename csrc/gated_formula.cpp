@@ -19,7 +19,7 @@ Activated activated(const Tensor& gate, Activation activation) {
 
 Tensor curvature(const Tensor& gate, Activation activation) {
   if (activation == Activation::None) return at::zeros_like(gate);
-  auto s = at::sigmoid(gate), slope = s * (1 - s);
+  auto s = at::sigmoid(gate), slope = s * at::sigmoid(-gate);
   if (activation == Activation::Sigmoid) return slope * (1 - 2 * s);
   return slope * (2 + gate * (1 - 2 * s));
 }

@@ -1,6 +1,6 @@
 // The operators, in one table: a row is a name and a signature. What is said of every operator expands from it: handles
 // (ops.h), registration by key, the stubs of a build without CUDA, vmap's and nested tensors' rules, the Python face.
-// ops.cpp has their schemas.
+// schemas.cpp has their schemas.
 #pragma once
 
 // By family. outer: what users call; inner: what gradients go through, called by the others where one may be asked for.

@@ -8,7 +8,7 @@
 #include <string>
 #include <thread>
 
-#include "../csrc/cpu/kernel.h"
+#include "../csrc/cpu/instruction_sets.h"
 
 using namespace srmsnorm;
 
@@ -18,6 +18,12 @@ Rows rows(void* data, DType dtype, int64_t stride) {
   Rows result;
   result.data = data, result.dtype = dtype, result.strides[0] = stride;
   return result;
+}
+
+// As the CPU key does: rows in parallel.
+void forward(const ForwardArgs& args) {
+  auto sweep = std::get<cpu::Select<ForwardArgs>>(cpu::kPortable)(args);
+  at::parallel_for(0, kRows, 1, [&](int64_t first, int64_t last) { sweep(args, first, last); });
 }
 
 int main(int, char** argv) {
@@ -35,10 +41,10 @@ int main(int, char** argv) {
   std::unique_ptr<char[]> rstd(new char[kRows * sizeof(float) + 1]);
   if (fault == "undefined") args.rstd = rows(rstd.get() + 1, DType::Float, 1);
   if (fault == "callers") {  // two threads of the caller's write one output
-    std::thread other([args] { cpu::forward(args); });
-    cpu::forward(args);
+    std::thread other([args] { forward(args); });
+    forward(args);
     other.join();
   }
-  cpu::forward(args);
+  forward(args);
   std::printf("%g\n", output[kDim / 2]);
 }

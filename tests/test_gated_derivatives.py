@@ -151,6 +151,43 @@ def test_other_dtypes(device, kind, name, options):
             assert_close_rows(a, b, operand.dtype)
 
 
+@GATES
+@pytest.mark.parametrize("size", [1e-13, 1e13, 1e15])
+def test_rows_of_any_size(device, size, options):
+    """Derivatives are made of y, never of rstd to the third power, which is 0 or infinite for rows that y is one of."""
+    input, gate, *moved = (samples.values((4, 33), FLOAT, device, name=name).clamp(-3, 3) for name in "xgtuv")
+    input, moved[0] = input * size, moved[0] * size
+
+    def results(function, input, gate, moved):
+        one, first = partial(function, **options, eps=0.0), tuple(moved[:2])
+        pushed = jvp(one, (input, gate), first)[1]
+        pulled = vjp(lambda *at: vjp(one, *at)[1](moved[2]), input, gate)[1](tuple(moved[:2]))
+        return pushed, *pulled
+
+    got = results(srmsnorm.gated_srms_norm, input, gate, moved)
+    want = results(reference.gated_srms_norm, input.double(), gate.double(), [t.double() for t in moved])
+    for a, b in zip(got, want, strict=True):
+        assert_close_rows(a, b, FLOAT)
+
+
+@GATES
+def test_closed_gates(device, options):
+    """Gates of -32 before the norm: rstd is about 1e14."""
+    input = samples.values((4, 33), FLOAT, device).clamp(-3, 3)
+    gate = samples.values((4, 33), FLOAT, device, name="gate").clamp(-3, 3) - (32 if options["activation"] else 0)
+    moved = samples.values((4, 33), FLOAT, device, name="moved").clamp(-3, 3)
+
+    def results(function, input, gate, moved):
+        one = partial(function, **options, eps=0.0)
+        return jvp(one, (input, gate), (moved, moved))[1], *vjp(lambda *at: vjp(one, *at)[1](moved), input, gate)[1]((moved, moved))
+
+    got = results(srmsnorm.gated_srms_norm, input, gate, moved)
+    want = results(reference.gated_srms_norm, *(t.double() for t in (input, gate, moved)))
+    for a, b in zip(got, want, strict=True):
+        assert a.isfinite().all()
+        assert_close_rows(a, b, FLOAT)
+
+
 @EVERY
 def test_tangents_share_no_storage(device, kind):
     """Nor does what happens to z in place reach them. (Of every operator: test_tangents.py.)"""

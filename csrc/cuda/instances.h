@@ -40,7 +40,7 @@ constexpr bool includes(Of operators, Chunks chunks) {
 // By who shares a row and the vectors that a thread holds: of flat rows (one level, beginning and ending at 16 bytes)
 // read once, or kept; of all others read once, shifted or twice. Being kept gains dim 64 to 256 of backward 1.0 to 1.2
 // %, nothing where one chunk is read in 1, 3 or 8 vectors; a cluster's reads are prefetched instead. Gated rows that
-// lie anywhere are read twice, and so are wide ones that are not flat.
+// lie anywhere are read twice where whole warps share them, and so are wide ones that are not flat.
 struct Instance {
   Sharing sharing;
   int vectors;
@@ -97,7 +97,7 @@ constexpr LaunchPlan general_plan(LaunchPlan plan, Chunks chunks) {
 constexpr bool every_plan_has_an_instance(Chunks chunks) {
   for (int64_t elements = 1; elements < int64_t{1} << 24; elements += std::max<int64_t>(1, elements / 16))
     for (auto alignment : {Alignment::Whole, Alignment::InPhase, Alignment::Any})
-      for (int cluster : {1, 2, kMaxCluster}) {
+      for (int cluster : {1, 2, 4, 8, kMaxCluster}) {
         Gpu gpu;
         gpu.largest_cluster = cluster;
         auto plan = plan_launch(elements, /*element_size=*/8, chunks, alignment, gpu);

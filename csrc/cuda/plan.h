@@ -43,8 +43,8 @@ constexpr int kTwiceVectors = 2;
 constexpr int64_t kWidest = 1 << 30;  // vectors of a row: wider ones have its plan
 
 // What a thread reads for one vector of a row: chunks of 16 bytes, and how many of them the reduction does not need.
-// backward: wide rows take 8 vectors a thread. gated: no row does, as what a gate is made of is long, and there are
-// fewer instances (instances.h).
+// backward: wide rows take 8 vectors a thread. gated: no row does, as an activation takes many instructions, and there
+// are fewer instances (instances.h).
 struct Chunks {
   int all, late;
   bool backward, gated;

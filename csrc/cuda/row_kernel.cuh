@@ -1,12 +1,12 @@
 // The one kernel: a group of threads takes a row, loads it once, reduces once, stores once.
 //
-// An Op is what one thread does with what it holds of its row; forward.cuh and backward.cuh have one each:
+// An Op is what one thread does with what it holds of its row; forward.cuh, backward.cuh and gated.cuh have them:
 // clang-format off
 //   Element, Accumulator        of the main operand; of what is computed
 //   Total                       what a row is reduced to (totals.cuh)
 //   Call, Operands, Args<flat>  what is called, an OperandList of it, and a KernelArgs
 //   kElements, kChunks          of a vector: its elements, and what is read for it
-//   kBesideSize                 bytes of an element of residual and sum
+//   kBesideSize                 bytes of an element beside them: of residual and sum, or of the gate
 //   Held<N, shifted, first>     what is held of N elements of the row, by operand; shifted: those that do not lie as
 //                               begin() does, first: that one too
 //   Op(args, row index)         pointers to the row in the operands that are loaded first
