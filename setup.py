@@ -63,12 +63,12 @@ def check_compiler() -> None:
 
 
 def cuda_setting() -> str:
-    """auto, 0 or 1. native, what this machine can run, is 0 where no GPU is visible and no architecture is named."""
+    """auto, 0 or 1. native is what this machine can run, or has been named: 0 without a GPU, 1 with an architecture."""
     setting = os.environ.get("SRMSNORM_CUDA") or "auto"
     if setting not in ("auto", "native", "0", "1"):
         fail(f"SRMSNORM_CUDA must be auto, native, 0 or 1, got {setting!r}")
     if setting == "native":
-        return "auto" if torch.cuda.is_available() or named_architectures() else "0"
+        return "1" if named_architectures() else "auto" if torch.cuda.is_available() else "0"
     return setting
 
 

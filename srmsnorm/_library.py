@@ -75,7 +75,7 @@ def launch_plan(
     in_phase: bool = True,
     max_cluster: int = 16,
 ) -> dict[str, int | bool]:
-    """The CUDA launch that rows of a kind get: a function of the row, never of how many there are.
+    """The CUDA launch that rows of a kind get, without a gate: a function of the row, never of how many there are.
 
     Args:
         dim: size of the last dimension, at least 1.

@@ -120,7 +120,7 @@ def gated_srms_norm(
     and Gated DeltaNet with silu, where a weight folds into the next linear layer; Mamba2 gates first.
 
     Differentiable to any order, in forward and reverse mode. Backward keeps input, gate and 4 bytes a row (8 in
-    float64), not z or y: the next linear layer keeps z, and what came before has kept the input. So modifying input or
+    float64), not z or y: the next linear layer keeps z, or what it makes of it. So modifying input or
     gate in place before backward raises PyTorch's usual error. There is no residual beside a gate: add it before.
 
     Args:

@@ -34,7 +34,7 @@ constexpr bool includes(Of operators, Chunks chunks) {
     case Of::Several:
       return !chunks.gated && chunks.late == 0 && chunks.all > 1;
   }
-  return false;
+  __builtin_unreachable();
 }
 
 // By who shares a row and the vectors that a thread holds: of flat rows (one level, beginning and ending at 16 bytes)
@@ -57,7 +57,7 @@ struct Instance {
       case Reading::Twice:
         return is_flat ? Of::None : twice;
     }
-    return Of::None;
+    __builtin_unreachable();
   }
 };
 

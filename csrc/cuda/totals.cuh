@@ -12,7 +12,8 @@ __device__ __forceinline__ A larger(A a, A b) {
   return a > b || a != a ? a : b;
 }
 
-// A sum, in the order that it has alone, and the largest of something that is not negative.
+// A sum, in the order that it has alone, and the largest of something that is not negative: what a scale of quantised
+// results is made of, of which there are none yet (tests/narrow_results.cu).
 template <class A>
 struct SumAndLargest {
   A sum, largest;

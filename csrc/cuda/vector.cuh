@@ -19,6 +19,7 @@ struct Place {
 template <class T, int N, bool shifted = false>
 struct alignas(16) Vector {
   static constexpr int kChunks = N * sizeof(T) / 16;
+  static_assert(kChunks > 0, "of operands that are read; results may be narrower");
   uint4 chunks[kChunks + shifted];
 
   __device__ __forceinline__ void clear() {
@@ -133,7 +134,8 @@ struct alignas(16) Vector {
   }
 };
 
-// Fewer than 16 bytes: a result narrower than what it is made of. Stored in one piece where it is aligned to its size.
+// Fewer than 16 bytes: a result narrower than what it is made of, as quantised ones are to be
+// (tests/narrow_results.cu). Stored in one piece where it is aligned to its size.
 template <class T, int N>
   requires(!std::is_void_v<T> && N > 1 && N * sizeof(T) < 16)
 struct Vector<T, N> {
