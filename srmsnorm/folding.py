@@ -189,7 +189,8 @@ class _OfUnitWeight(nn.Module):
                 setattr(self, f"held_{name}", value)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _with_weight(self.weighted[0], torch.full(x.shape[-1:], self.weight_value), x)(x)
+        weight = torch.full(x.shape[-1:], self.weight_value)
+        return _with_weight(self.weighted[0], weight, x).train(self.training)(x)
 
 
 def _with_weight(norm: nn.Module, weight: Tensor, like: Tensor) -> nn.Module:
@@ -223,12 +224,13 @@ def _check_weighted(norm: nn.Module, fit: Fit, dim: int, offset: float, device: 
         x = rows(dim, dtype, device)[: KINDS["ordinary"]]
         try:
             twin = _with_weight(norm, weight, x)
-            y = twin(x).double()
+            outputs = [twin.train(mode)(x).double() for mode in (True, False)]
         except Exception:
             continue  # a dtype that it does not take; in some it was found to be the norm
         h, scale = x.double(), next(twin.parameters()).double() + offset
         eps = default_eps(dtype) if fit.eps is None else fit.eps
         truth = h * (h.square().mean(-1, keepdim=True) + eps).rsqrt() * scale
         narrow = torch.finfo(torch.float32 if dtype == torch.float64 else dtype)
-        if not ((y - truth).abs() <= 2 * ROUNDINGS * narrow.eps / 2 * truth.abs() + narrow.tiny).all():
+        bound = 2 * ROUNDINGS * narrow.eps / 2 * truth.abs() + narrow.tiny
+        if not all(((y - truth).abs() <= bound).all() for y in outputs):
             raise Unfit("does not multiply the norm by its weight")

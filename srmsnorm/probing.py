@@ -1,7 +1,7 @@
 """Whether a module is this norm, told from what it returns for probe rows and from nothing else.
 
 A copy is called with the rows of `judging.py` in each dtype, at several dims, in two, three and four dimensions, and in
-training and eval mode; then once for its gradient.
+training and eval mode; then once in each mode for its gradient.
 """
 
 import contextlib
@@ -91,18 +91,20 @@ def _check_gradient(module: nn.Module, seen: Seen, fit: Fit) -> None:
     count, dtype = KINDS["ordinary"], seen.input.dtype
     gradient = torch.zeros_like(seen.input)
     gradient[:count] = torch.randn(gradient[:count].shape, generator=torch.Generator().manual_seed(1)).to(gradient)
-    with torch.enable_grad():
-        x = seen.input.view(seen.shape).clone().requires_grad_()
-        try:
-            (got,) = torch.autograd.grad(module(x), x, gradient.view(seen.shape))
-        except Exception as error:
-            raise Unfit(f"has no gradient: {first_line(error)}") from error
-    got, h, g = (t.reshape(gradient.shape)[:count].double() for t in (got, seen.input, gradient))
+    h, g = (t[:count].double() for t in (seen.input, gradient))
     rstd = (h.square().mean(-1, keepdim=True) + (default_eps(dtype) if fit.eps is None else fit.eps)).rsqrt()
     y = h * rstd
-    off = (got - rstd * (g - y * (y * g).mean(-1, keepdim=True))).norm(dim=-1)
-    if not (off <= 64 * torch.finfo(dtype).eps * (rstd * g).norm(dim=-1)).all():
-        raise Unfit("has another gradient")
+    truth = rstd * (g - y * (y * g).mean(-1, keepdim=True))
+    for mode in (True, False):
+        with torch.enable_grad():
+            x = seen.input.view(seen.shape).clone().requires_grad_()
+            try:
+                (got,) = torch.autograd.grad(module.train(mode)(x), x, gradient.view(seen.shape))
+            except Exception as error:
+                raise Unfit(f"has no gradient: {first_line(error)}") from error
+        off = (got.reshape(gradient.shape)[:count].double() - truth).norm(dim=-1)
+        if not (off <= 64 * torch.finfo(dtype).eps * (rstd * g).norm(dim=-1)).all():
+            raise Unfit("has another gradient")
 
 
 def first_line(error: Exception) -> str:

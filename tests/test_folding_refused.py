@@ -58,6 +58,23 @@ class Shifted(LlamaNorm):
         return super().forward(x) * self.weight
 
 
+class HalvedIn(LlamaNorm):
+    """In training or in eval mode alone."""
+
+    def __init__(self, mode):
+        super().__init__(DIM)
+        self.mode = mode
+
+    def forward(self, x):
+        return super().forward(x) / (2 if self.training == self.mode else 1)
+
+
+class UnweightedInEval(LlamaNorm):
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.training else y / self.weight
+
+
 def meta(module):
     return module.to("meta")
 
@@ -82,6 +99,9 @@ NORM_REFUSED = [
     (lambda: ScaledFirst(DIM), "does not multiply the norm by its weight"),
     (lambda: Shifted(DIM), "does not multiply the norm by its weight"),
     (lambda: Halved(DIM), "is not norm(x) * weight, it computes something else"),
+    (lambda: HalvedIn(True), "does not return the same twice, in training and in eval mode"),
+    (lambda: HalvedIn(False), "does not return the same twice, in training and in eval mode"),
+    (lambda: UnweightedInEval(DIM), "does not multiply the norm by its weight"),
     (lambda: nn.LayerNorm(DIM), "must hold one weight and nothing else, it holds ['weight', 'bias']"),
     (lambda: nn.LayerNorm(DIM, bias=False), "it subtracts the mean"),
     (lambda: WithBias(DIM), "must hold one weight and nothing else"),

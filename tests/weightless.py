@@ -100,6 +100,16 @@ def detached(self, x):
     return (x.float() * torch.rsqrt(mean_square(x.float()) + 1e-6).detach()).type_as(x)
 
 
+def detached_in(mode):
+    """In training or in eval mode alone."""
+
+    def function(self, x):
+        rstd = torch.rsqrt(mean_square(x.float()) + 1e-6)
+        return (x.float() * (rstd.detach() if self.training == mode else rstd)).type_as(x)
+
+    return function
+
+
 @torch.no_grad()
 def without_grad(self, x):
     return F.rms_norm(x, x.shape[-1:])
@@ -174,5 +184,7 @@ STAYING = {
     "another shape": (module(lambda self, x: F.rms_norm(x, x.shape[-1:])[..., :1]), "returns the shape "),
     "raising": (module(lambda self, x: x.no_such_thing), "raises when it is called: AttributeError"),
     "detached": (module(detached), "has another gradient"),
+    "detached in training": (module(detached_in(True)), "has another gradient"),
+    "detached in eval mode": (module(detached_in(False)), "has another gradient"),
     "no gradient": (module(without_grad), "has no gradient: RuntimeError"),
 }
