@@ -44,9 +44,10 @@ def places(model: nn.Module) -> Iterator[Place]:
 
 
 def is_norm_by_name(path: str, module: nn.Module) -> bool:
-    """A leaf whose class or own name says norm: what a report has a line for, whatever it is."""
+    """A leaf of PyTorch's class, or whose class or own name says norm: what a report has a line for, whatever it is."""
     names = type(module).__name__ + " " + path.rpartition(".")[2]
-    return "norm" in names.lower() and {held for held, _ in module.named_children()} <= {"parametrizations"}
+    is_norm = isinstance(module, nn.RMSNorm) or "norm" in names.lower()
+    return is_norm and {held for held, _ in module.named_children()} <= {"parametrizations"}
 
 
 def is_candidate(path: str, module: nn.Module) -> bool:

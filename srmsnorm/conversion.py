@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -110,8 +110,9 @@ def convert(
     with one eps, to an accumulation type's few ulp before one rounding; and its gradient once. The random state is put
     back. A norm that computes float64 in float32 is taken, and said to be so; ours is in float64 there.
 
-    What is swapped computes the same on the devices, dtypes and shapes that it computed on before; in float32 within a
-    few ulp, in 16 bits the same bits but where those ulp decide a rounding. ``state_dict`` is unchanged. Convert before
+    What is swapped computes the same on the devices, float dtypes and shapes that it computed on before; in float32
+    within a few ulp, in 16 bits the same bits but where those ulp decide a rounding. Other dtypes, and rows without an
+    element, ours does not take. ``state_dict`` is unchanged. Convert before
     ``torch.compile`` or after, before an optimizer or after; before ``torch.jit.script``.
 
     Args:
@@ -176,7 +177,7 @@ def _filter(model: nn.Module, given: Filter | None, name: str) -> Callable[[str,
         return lambda path, module: name == "include"
     if callable(given):
         return given
-    patterns = [given] if isinstance(given, str) else list(given)
+    patterns = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(f"srmsnorm: {name} takes patterns or a function of name and module, got {given!r}")
     paths = [path for path, _, _ in places(model)]
@@ -216,7 +217,7 @@ def _fit(module: nn.Module, holders: list[nn.Module], device: torch.device, know
     return found
 
 
-_PLAIN = (int, float, bool, str, type(None), tuple, torch.dtype, torch.device)
+_PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device)
 _NOT_ASKED = {"training", "_parameters", "_buffers", "_modules"}  # the mode decides nothing, the others hold nothing
 _BLANK = vars(nn.Module())
 
@@ -224,7 +225,14 @@ _BLANK = vars(nn.Module())
 def _key(module: nn.Module) -> object:
     """The same for modules of one class and equal plain attributes, which are asked once; None where others decide."""
     own = {name: v for name, v in vars(module).items() if name not in _NOT_ASKED and not _is_blank(name, v)}
-    return (type(module), repr(sorted(own.items()))) if all(isinstance(v, _PLAIN) for v in own.values()) else None
+    return (type(module), repr(sorted(own.items()))) if all(map(_is_plain, own.values())) else None
+
+
+def _is_plain(value: object) -> bool:
+    """Of a value that its repr shows whole; a tensor's does not."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return type(value) in _PLAIN
 
 
 def _is_blank(name: str, value: object) -> bool:

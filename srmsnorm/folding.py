@@ -33,14 +33,15 @@ def fold(
     .. math:: W (\mathrm{norm}(x) \cdot (w + o)) + b = (W \, \mathrm{diag}(w + o)) \, \mathrm{norm}(x) + b
 
     The product is taken in float32 (float64 where either is float64) and rounded once to the linear's dtype: each of
-    its elements is off by at most the unit roundoff of that dtype, 2^-24 of it for float32, 2^-9 for bfloat16, 2^-12
+    its elements is off by at most the unit roundoff of that dtype, 2^-24 of it for float32, 2^-8 for bfloat16, 2^-11
     for float16 (2^-25 absolute where it is subnormal there), and by another 2^-24 where there is an offset to add. The
     norm's output is rounded once, where the weighted one's was rounded for the norm and again for the product.
 
     The norm must prove to be ``norm(x) * (weight + weight_offset)`` up to roundings, on probe rows as in
     :func:`srmsnorm.convert`. Who reads its output is looked up: with ``example_inputs`` in a call of the model in eval
-    mode, on the path that these take and as far as PyTorch's dispatcher sees (a kernel called past it is not seen);
-    without, in a symbolic trace by :mod:`torch.fx`, which follows no control flow.
+    mode, on the path that these take and as far as PyTorch's dispatcher sees (a kernel called past it is not seen); who
+    keeps the output after the call is a reader as well. Without, in a symbolic trace by :mod:`torch.fx`, which follows
+    no control flow and does not see an output that is kept as an attribute.
 
     ``state_dict`` loses the norm's weight and has the products for the linears' weights: fold before an optimizer is
     made, and before ``torch.compile``, FSDP or quantization.
@@ -50,15 +51,15 @@ def fold(
         norm_name: the norm's name in it, as in ``named_modules``. Of one parameter, of shape (dim,); any class.
         linear_names: the names of all ``nn.Linear`` that read the norm's output.
         weight_offset: what the norm adds to its weight before it multiplies: 1.0 for Gemma's.
-        example_inputs: positional arguments of the model in a tuple, or named ones in a dict, or one tensor.
-        unchecked: fold also where the model can be neither traced nor called. Another reader that is found is an error
-            all the same.
+        example_inputs: positional arguments of the model in a tuple, or named ones in a mapping, or one tensor.
+        unchecked: fold also where there are no ``example_inputs`` and the model cannot be traced. Another reader that
+            is found is an error all the same, and so is a call that raises.
 
     Raises:
         ValueError: a name that is none; a norm that is another function; a weight that is shared, tied or a view of
             other memory; hooks, parametrizations, quantized, sharded or meta weights; another reader of the norm's
-            output; a linear that reads something else as well; a product that overflows; a model that cannot be traced.
-            Nothing is written then.
+            output; a linear that reads something else as well; a product that overflows; a model that cannot be traced
+            or raises. Nothing is written then.
         TypeError: ``model`` is no module, or ``weight_offset`` no number.
     """
     if not isinstance(model, nn.Module):
@@ -153,15 +154,15 @@ def _check_weight(model: nn.Module, name: str, weight: Tensor) -> None:
 def _check_readers(
     model: nn.Module, norm: nn.Module, linears: dict[str, nn.Linear], inputs: object, unchecked: bool
 ) -> None:
+    if inputs is not None:
+        check_by_running(model, norm, linears, inputs)
+        return
     try:
-        if inputs is None:
-            check_by_tracing(model, norm, linears)
-        else:
-            check_by_running(model, norm, linears, inputs)
+        check_by_tracing(model, norm, linears)
     except Untraceable as error:
         if not unchecked:
-            give = "give example_inputs, or " if inputs is None else ""
-            raise Refused(f"{error}; {give}unchecked=True folds without a look at who reads the norm") from error
+            give = "give example_inputs, or unchecked=True folds without a look at who reads the norm"
+            raise Refused(f"{error}; {give}") from error
 
 
 def _product(name: str, linear: nn.Linear, weight: Tensor, offset: float) -> Tensor:
@@ -189,7 +190,7 @@ class _OfUnitWeight(nn.Module):
                 setattr(self, f"held_{name}", value)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = torch.full(x.shape[-1:], self.weight_value)
+        weight = x.new_full(x.shape[-1:], self.weight_value)
         return _with_weight(self.weighted[0], weight, x).train(self.training)(x)
 
 
@@ -219,7 +220,7 @@ def _checked_function(norm: nn.Module, weight: Tensor, offset: float) -> Fit:
 
 
 def _check_weighted(norm: nn.Module, fit: Fit, dim: int, offset: float, device: torch.device) -> None:
-    weight = torch.randn(dim, generator=torch.Generator().manual_seed(2))
+    weight = torch.randn(dim, generator=torch.Generator("cpu").manual_seed(2), device="cpu")
     for dtype in DTYPES:
         x = rows(dim, dtype, device)[: KINDS["ordinary"]]
         try:

@@ -62,13 +62,14 @@ def rows(dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     farthest = 12 if dtype == torch.float16 else _FARTHEST
     exponents = torch.cat(
         [
-            torch.arange(14) % 7 - 3,
-            torch.linspace(4, farthest, 10).round(),
-            torch.zeros(4),
-            -torch.linspace(2, farthest, 20).round(),
+            torch.arange(14, device="cpu") % 7 - 3,
+            torch.linspace(4, farthest, 10, device="cpu").round(),
+            torch.zeros(4, device="cpu"),
+            -torch.linspace(2, farthest, 20, device="cpu").round(),
         ]
     )
-    made = torch.randn(len(exponents), dim, generator=torch.Generator().manual_seed(dim), dtype=torch.float64) + 0.25
+    generator = torch.Generator("cpu").manual_seed(dim)  # each factory names its device: the default one may be another
+    made = torch.randn(len(exponents), dim, generator=generator, dtype=torch.float64, device="cpu") + 0.25
     made *= torch.exp2(exponents.double()).unsqueeze(-1)
     made[_slice("outlier"), dim // 2] *= 1000
     made[_slice("zero")] = 0
@@ -102,7 +103,7 @@ def judge(seen: Seen, eps: float | None) -> str:
     """'exact', 'float32' (float64 rows computed in float32), 'rounding', or 'other'."""
     dtype = seen.input.dtype
     wide, x, y = accumulation_dtype(dtype), seen.input.double(), seen.output.double()
-    eps = default_eps(dtype) if eps is None else float(torch.tensor(eps, dtype=torch.float64).to(wide))
+    eps = default_eps(dtype) if eps is None else float(torch.tensor(eps, dtype=torch.float64, device="cpu").to(wide))
     truth = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
     info = torch.finfo(dtype)
     smallest = info.tiny * info.eps

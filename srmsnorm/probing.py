@@ -90,7 +90,8 @@ def _check_gradient(module: nn.Module, seen: Seen, fit: Fit) -> None:
     """A norm that detaches its root, or is no part of the graph, would train otherwise after the swap."""
     count, dtype = KINDS["ordinary"], seen.input.dtype
     gradient = torch.zeros_like(seen.input)
-    gradient[:count] = torch.randn(gradient[:count].shape, generator=torch.Generator().manual_seed(1)).to(gradient)
+    generator = torch.Generator("cpu").manual_seed(1)
+    gradient[:count] = torch.randn(gradient[:count].shape, generator=generator, device="cpu").to(gradient)
     h, g = (t[:count].double() for t in (seen.input, gradient))
     rstd = (h.square().mean(-1, keepdim=True) + (default_eps(dtype) if fit.eps is None else fit.eps)).rsqrt()
     y = h * rstd

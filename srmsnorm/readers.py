@@ -1,11 +1,13 @@
 """Who reads what a module returns: what must be known before its values may change."""
 
 import contextlib
+import gc
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -127,8 +129,7 @@ def check_by_running(model: nn.Module, norm: nn.Module, linears: Mapping[str, nn
     gradients, after which modes, buffers and random state are as before.
 
     Raises:
-        Refused: not so.
-        Untraceable: the call raises.
+        Refused: not so, or the call raises.
     """
     watch = _Watch()
     calls = dict.fromkeys(("", *linears), 0)
@@ -171,7 +172,7 @@ def check_by_running(model: nn.Module, norm: nn.Module, linears: Mapping[str, nn
     except Refused:
         raise
     except Exception as error:
-        raise Untraceable(f"it raises for the example_inputs: {first_line(error)}") from error
+        raise Refused(f"it raises for the example_inputs: {first_line(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -180,14 +181,24 @@ def check_by_running(model: nn.Module, norm: nn.Module, linears: Mapping[str, nn
     for name, count in calls.items():
         if not count:
             raise Refused(f"the model does not call {repr(name) if name else 'the norm'} with the example_inputs")
-    for tensor in _tensors(result):
-        if watch.name_of(tensor):
-            raise Refused(f"{watch.name_of(tensor)} is also returned by the model")
+    if returned := next(filter(None, map(watch.name_of, _tensors(result))), None):
+        raise Refused(f"{returned} is also returned by the model")
+    memory = [StorageWeakRef(output.untyped_storage()) for output in outputs]
+    outputs.clear()
+    watch.kept.clear()
+    if not _all_freed(memory):
+        raise Refused("the norm's output is kept after the call: an attribute of a module, or another object, holds it")
+
+
+def _all_freed(memory: list[StorageWeakRef]) -> bool:
+    if not all(one.expired() for one in memory):
+        gc.collect()  # what holds it may hold itself and nothing else
+    return all(one.expired() for one in memory)
 
 
 def _arguments(inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, dict):
-        return (), inputs
+    if isinstance(inputs, Mapping):  # not a dict alone: tokenizers return others
+        return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
@@ -204,7 +215,8 @@ def _as_before(model: nn.Module) -> Iterator[None]:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with undisturbed(device):
         try:
-            model.eval()
+            for module, _ in modes:
+                module.training = False  # not by eval(): a train() of its own, as of merged weights, would do more
             yield
         finally:
             for module, mode in modes:

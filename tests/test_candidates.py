@@ -96,6 +96,11 @@ def test_not_asked(make, reason):
     assert not entry.replaced and reason in entry.reason and model[0] is stays
 
 
+def test_a_subclass_of_another_name_is_reported():
+    model = in_a_model(type("Scaling", (nn.RMSNorm,), {})(64))
+    assert "has the parameter weight" in only(srmsnorm.convert(model)).reason
+
+
 def test_blocks_are_not_called():
     """Nothing with submodules, whatever its name, and nothing under TorchScript."""
     block = Refusing()

@@ -1,5 +1,6 @@
 """srmsnorm.convert: what is swapped, what stays and why, and that nothing else happens to the model."""
 
+import contextlib
 import copy
 import random
 import re
@@ -99,6 +100,22 @@ def test_under_modes(mode):
         assert srmsnorm.convert(in_a_model(weightless.InFloatNorm(), plain_norm(), product)).replaced == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_under_another_default_device(kept):
+    """The probe rows are made on the CPU, whatever the default is."""
+    model = in_a_model(weightless.InFloatNorm())
+    weighted = nn.Sequential(nn.RMSNorm(64), nn.Linear(64, 8))
+    default = torch.get_default_device()
+    try:
+        if kept:
+            torch.set_default_device("meta")
+        with contextlib.nullcontext() if kept else torch.device("meta"):
+            assert srmsnorm.convert(model).replaced == ["0"]
+            srmsnorm.fold(weighted, "0", "1")
+    finally:
+        torch.set_default_device(None if default == torch.device("cpu") else default)
+
+
 def test_only_the_norms_change():
     model = in_a_model(plain_norm(), nn.GELU(), weightless.InFloatNorm()).train()
     model[2].eval()
@@ -171,6 +188,7 @@ def test_errors_leave_the_model_alone():
         ({"include": failing}, KeyError, "1"),
         ({"include": "norm*"}, ValueError, "srmsnorm: include='norm*' fits no module"),
         ({"exclude": ["0", "norm"]}, ValueError, "srmsnorm: exclude='norm' fits no module"),
+        ({"include": 3}, TypeError, "srmsnorm: include takes patterns or a function of name and module, got 3"),
         ({"include": [3]}, TypeError, "srmsnorm: include takes patterns or a function"),
     ):
         with pytest.raises(error, match=re.escape(message)):
@@ -200,6 +218,24 @@ def test_equal_modules_are_asked_once(monkeypatch):
     norms = [weightless.InFloatNorm(), weightless.InFloatNorm(), weightless.InFloatNorm(1e-5), weightless.InFloatNorm()]
     srmsnorm.convert(in_a_model(*norms))
     assert len(asked) == 2
+
+
+class TupleNorm(nn.Module):
+    """Its eps is the mean of a tensor in a tuple, and neither is plain."""
+
+    def __init__(self, eps):
+        super().__init__()
+        self.held = (torch.cat([torch.ones(1000), torch.full((1,), eps), torch.ones(1000)]), ("a", 1))
+
+    def forward(self, x):
+        return F.rms_norm(x, x.shape[-1:], eps=float(self.held[0][1000]))
+
+
+def test_tensors_in_tuples_are_told_apart():
+    """Both have the same repr, which shows six of the numbers."""
+    norms = TupleNorm(0.5), TupleNorm(0.25)
+    assert repr(norms[0].held) == repr(norms[1].held)
+    assert [entry.eps for entry in srmsnorm.convert(in_a_model(*norms)).entries] == [0.5, 0.25]
 
 
 def test_imported_when_asked_for():

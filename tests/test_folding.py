@@ -1,5 +1,7 @@
 """srmsnorm.fold: the weight goes into the linears, within a rounding; whoever else reads the norm is found."""
 
+from collections import UserDict
+
 import pytest
 import samples
 import torch
@@ -13,10 +15,16 @@ X = samples.tensor((3, 5, DIM), torch.float32)
 NORMS = [(lambda: nn.RMSNorm(DIM), 0.0, None), (lambda: LlamaNorm(DIM), 0.0, 1e-5), (lambda: GemmaNorm(DIM), 1.0, 1e-6)]
 
 
-INPUTS = {"traced": None, "tensor": lambda x: x[0], "tuple": lambda x: (x,), "dict": lambda x: {"x": x}}
+INPUTS = {
+    "traced": None,
+    "tensor": lambda x: x[0],
+    "tuple": lambda x: (x,),
+    "dict": lambda x: {"x": x},
+    "user dict": lambda x: UserDict(x=x),
+}
 
 
-CASES = [(name, samples.FLOAT) for name in INPUTS] + list(zip(INPUTS, samples.DTYPES, strict=True))
+CASES = [(name, samples.FLOAT) for name in INPUTS] + list(zip(INPUTS, samples.DTYPES, strict=False))
 
 
 @pytest.mark.parametrize("inputs, dtype", dict.fromkeys(CASES))
@@ -140,6 +148,39 @@ def test_returned():
         refused(model, "the norm is also returned by the model", "norm", ["q", "k"], example_inputs=X)
 
 
+class Keeping(Block):
+    def __init__(self, keep):
+        super().__init__()
+        self.keep = keep
+        self.memory = Cache()
+
+    def forward(self, x):
+        n = self.norm(x)
+        self.keep(self, n)
+        return self.q(n) * self.k(n)
+
+
+def in_a_cycle(self, n):
+    held = [n]
+    held.append(held)
+
+
+KEPT = {
+    "an attribute": lambda self, n: setattr(self.q, "kept", n),
+    "a view in an object": lambda self, n: self.memory.held.update(n=n[0]),
+    "a closure": lambda self, n: setattr(self.memory, "give", lambda: n),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept(name):
+    refused(Keeping(KEPT[name]).eval(), "the norm's output is kept", "norm", ["q", "k"], example_inputs=X)
+
+
+def test_garbage_is_not_kept():
+    srmsnorm.fold(Keeping(in_a_cycle).eval(), "norm", ["q", "k"], example_inputs=X)
+
+
 class Returning(Block):
     def forward(self, x):
         n = self.norm(x)
@@ -171,7 +212,9 @@ def test_untraceable():
     model = block(read=lambda self, x: self.q(x) * self.k(x) if len(x) else x)
     refused(model, "torch.fx cannot trace it", "norm", ["q", "k"])
     refused(model, "unchecked=True folds without", "norm", ["q", "k"])
-    refused(model, "it raises for the example_inputs: TypeError", "norm", ["q", "k"], example_inputs=(X, X))
+    for unchecked in (False, True):
+        message = "it raises for the example_inputs: TypeError"
+        refused(model, message, "norm", ["q", "k"], example_inputs=(X, X), unchecked=unchecked)
     refused(block(read=branching), "the norm is also read by aten.sum", "norm", ["q", "k"], example_inputs=X)
     before = model(X)
     srmsnorm.fold(model, "norm", ["q", "k"], unchecked=True)
@@ -198,6 +241,28 @@ def test_a_run_leaves_no_trace():
     srmsnorm.fold(model, "norm", ["q", "k"], example_inputs=X)
     assert torch.equal(torch.get_rng_state(), state) and model.calls == 0 and model.training and model.norm.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Merging(nn.Linear):
+    """Adds a part to its weight in eval mode, as LoRA's layers do."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.merged, self.part = False, nn.Parameter(torch.ones(DIM, 32))
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += self.part if not mode else -self.part
+            self.merged = not mode
+        return self
+
+
+def test_a_run_merges_nothing():
+    model = block().train()
+    model.out = Merging(32, DIM)
+    unchanged(model, lambda: refused(model, "", "norm", ["q"], example_inputs=X))
+    assert not model.out.merged and model.training
 
 
 def test_a_shared_block_may_be_folded():
