@@ -84,7 +84,11 @@ OUT_OF_PHASE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("layouts", OUT_OF_PHASE, ids=lambda pair: "+".join(layout.__name__ for layout in pair))
+def names(layouts):
+    return "+".join(layout.__name__ for layout in layouts)
+
+
+@pytest.mark.parametrize("layouts", OUT_OF_PHASE, ids=names)
 @pytest.mark.parametrize(
     "kind", [Kind(BFLOAT, BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT, FLOAT), Kind(DOUBLE, DOUBLE)], ids=str
 )
@@ -163,7 +167,7 @@ def test_rows_past_the_l2(cuda, kind):
             assert torch.equal(got, many(want))
 
 
-@pytest.mark.parametrize("layouts", [(samples.contiguous, samples.contiguous), *OUT_OF_PHASE[:2]], ids=str)
+@pytest.mark.parametrize("layouts", [(samples.contiguous, samples.contiguous), *OUT_OF_PHASE[:2]], ids=names)
 @pytest.mark.parametrize("kind", [Kind(BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT), Kind(DOUBLE)], ids=str)
 def test_gated(cuda, kind, layouts):
     """Lanes, warps, blocks with and without clusters, edges, shifted and read twice; one gradient and both."""
