@@ -101,5 +101,8 @@ def operands() -> tuple[torch.Tensor, ...]:
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         program, tensors = files(name)
-        torch.export.save(torch.export.export(PROGRAMS[name](), operands()), program)
+        exported = torch.export.export(PROGRAMS[name](), operands())
+        for node in exported.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of the machine that saves
+        torch.export.save(exported, program)
         torch.save((operands(), PROGRAMS[name]()(*operands())), tensors)
