@@ -24,7 +24,8 @@ def _with_last_dim(input: Tensor, dim: int, module: str = "SRMSNorm") -> Tensor:
     if fits is True:
         return input
     if fits is not False and torch.compiler.is_compiling():  # a symbol: asserted where only the data tells it
-        torch._check(fits, lambda: f"{module}: the last dimension must be the module's dim")
+        # A message without variables, which torch 2.11 does not trace.
+        torch._check(fits, lambda: "srmsnorm: the last dimension must be the module's dim")
     elif not fits:
         raise RuntimeError(_wrong(input, dim, module))
     return input
