@@ -117,9 +117,11 @@ struct GatedDoubleBackward
 Tensor times(const Tensor& a, const Tensor& b) { return a.defined() && b.defined() ? a * b : Tensor(); }
 
 // r (t - y mean(y t)) is the tangent of y for one of h, and -r^2 mean(y t) that of r.
-void gated_tangents(const Tensor& input, const Tensor& gate, const Tensor& z, const Tensor& rstd, Gating gating) {
+void gated_tangents(const Tensor& input, const Tensor& gate, const Tensor& z, const Tensor& rstd, MaybeName activation,
+                    bool norm_first) {
   auto tx = tangent(input), tg = tangent(gate);
   if (!tx.defined() && !tg.defined()) return;
+  auto gating = check_gating(activation, norm_first);
   auto r = primal(rstd).unsqueeze(-1), x = wide(primal(input), r);
   auto [a, slope] = activated(wide(primal(gate), r), gating.activation);
   if (tx.defined()) tx = wide(tx, r);
@@ -153,7 +155,7 @@ std::tuple<Tensor, Tensor> _gated_srms_norm(c10::DispatchKeySet keys, const Tens
   }
   auto [z, rstd] = below_autograd(op::_gated_srms_norm(), keys, input, gate, activation, norm_first, eps);
   if (node) set_history(variable_list{z, rstd}, node);
-  gated_tangents(input, gate, z, rstd, check_gating(activation, norm_first));
+  gated_tangents(input, gate, z, rstd, activation, norm_first);
   if (node) node->save({input, gate, rstd});
   return {z, rstd};
 }
@@ -178,10 +180,10 @@ NodeOf<GatedDoubleBackward> double_backward_node(const Tensor& grad_output, cons
 }
 
 void backward_tangents(const Tensor& grad_output, const Tensor& input, const Tensor& gate, const Tensor& rstd,
-                       Gating gating, const Tensor& grad_input, const Tensor& grad_gate) {
+                       MaybeName activation, bool norm_first, const Tensor& grad_input, const Tensor& grad_gate) {
   if (!isFwGradDefined(grad_output) && !isFwGradDefined(input) && !isFwGradDefined(gate) && !isFwGradDefined(rstd))
     return;
-  auto [dx, dgate] = gated_backward_formula(grad_output, input, gate, rstd, gating);
+  auto [dx, dgate] = gated_backward_formula(grad_output, input, gate, rstd, check_gating(activation, norm_first));
   if (grad_input.defined()) tangent_from(dx, grad_input);
   if (grad_gate.defined()) tangent_from(dgate, grad_gate);
 }
@@ -193,7 +195,7 @@ std::tuple<Tensor, Tensor> _gated_srms_norm_backward(c10::DispatchKeySet keys, c
   auto [dx, dgate] =
       below_autograd(op::_gated_srms_norm_backward(), keys, grad_output, input, gate, rstd, activation, norm_first);
   if (node) set_history(variable_list{dx, dgate}, node);
-  backward_tangents(grad_output, input, gate, rstd, check_gating(activation, norm_first), dx, dgate);
+  backward_tangents(grad_output, input, gate, rstd, activation, norm_first, dx, dgate);
   return {dx, dgate};
 }
 
@@ -203,8 +205,8 @@ Tensor one_backward(c10::DispatchKeySet keys, const Tensor& grad_output, const T
   auto node = double_backward_node(grad_output, input, gate, rstd, activation, norm_first, of);
   auto gradient = below_autograd(op(), keys, grad_output, input, gate, rstd, activation, norm_first);
   if (node) set_history(gradient, node);
-  backward_tangents(grad_output, input, gate, rstd, check_gating(activation, norm_first),
-                    of == kInput ? gradient : Tensor(), of == kGate ? gradient : Tensor());
+  backward_tangents(grad_output, input, gate, rstd, activation, norm_first, of == kInput ? gradient : Tensor(),
+                    of == kGate ? gradient : Tensor());
   return gradient;
 }
 

@@ -1,5 +1,5 @@
 // The gated norm in PyTorch's operators, in the accumulation type: what devices without a kernel compute, and what
-// derivatives of the kernels follow from.
+// derivatives of the kernels are made of.
 #pragma once
 #include <tuple>
 
