@@ -1,29 +1,57 @@
-// The operators, in one table: a row is a name and a signature. What is said of every operator expands from it: handles
-// (ops.h), registration by key, the stubs of a build without CUDA, vmap's and nested tensors' rules, the Python face.
-// schemas.cpp has their schemas.
+// The operators, in one table: a row is a name, a schema and its C++ signature. What is said of every operator expands
+// from it: schemas, handles (ops.h), registration by key, the stubs of a build without CUDA, vmap's and nested tensors'
+// rules, the Python face.
 #pragma once
 
 // By family. outer: what users call; inner: what gradients go through, called by the others where one may be asked for.
 // clang-format off
 #define SRMSNORM_NORM_OPERATORS(outer, inner) \
-  outer(srms_norm, Tensor(const Tensor&, const MaybeTensor&, MaybeDouble)) \
-  outer(add_srms_norm, std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble)) \
-  outer(add_srms_norm_, void(const Tensor&, const Tensor&, MaybeDouble)) \
-  inner(_srms_norm, std::tuple<Tensor, Tensor>(const Tensor&, const MaybeTensor&, MaybeDouble)) \
-  inner(_add_srms_norm, std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble)) \
-  inner(_srms_norm_backward_input, Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&)) \
-  inner(_srms_norm_backward_residual, Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&)) \
+  outer(srms_norm, \
+        "(Tensor input, Tensor? residual=None, *, float? eps=None) -> Tensor", \
+        Tensor(const Tensor&, const MaybeTensor&, MaybeDouble)) \
+  outer(add_srms_norm, \
+        "(Tensor input, Tensor residual, *, float? eps=None) -> (Tensor, Tensor)", \
+        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble)) \
+  outer(add_srms_norm_, \
+        "(Tensor(a!) input, Tensor(b!) residual, *, float? eps=None) -> ()", \
+        void(const Tensor&, const Tensor&, MaybeDouble)) \
+  inner(_srms_norm, \
+        "(Tensor input, Tensor? residual, float? eps) -> (Tensor output, Tensor rstd)", \
+        std::tuple<Tensor, Tensor>(const Tensor&, const MaybeTensor&, MaybeDouble)) \
+  inner(_add_srms_norm, \
+        "(Tensor input, Tensor residual, float? eps) -> (Tensor output, Tensor sum, Tensor rstd)", \
+        std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble)) \
+  inner(_srms_norm_backward_input, \
+        "(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> Tensor", \
+        Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&)) \
+  inner(_srms_norm_backward_residual, \
+        "(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> Tensor", \
+        Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&)) \
   inner(_srms_norm_backward_pair, \
+        "(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) " \
+        "-> (Tensor grad_input, Tensor grad_residual)", \
         std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&))
 
 #define SRMSNORM_GATED_OPERATORS(outer, inner) \
-  outer(gated_srms_norm, Tensor(const Tensor&, const Tensor&, MaybeName, bool, MaybeDouble)) \
-  inner(_gated_srms_norm, std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, MaybeName, bool, MaybeDouble)) \
+  outer(gated_srms_norm, \
+        "(Tensor input, Tensor gate, *, str? activation=None, bool norm_before_gate=True, float? eps=None) " \
+        "-> Tensor", \
+        Tensor(const Tensor&, const Tensor&, MaybeName, bool, MaybeDouble)) \
+  inner(_gated_srms_norm, \
+        "(Tensor input, Tensor gate, *, str? activation=None, bool norm_before_gate=True, float? eps=None) " \
+        "-> (Tensor output, Tensor rstd)", \
+        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, MaybeName, bool, MaybeDouble)) \
   inner(_gated_srms_norm_backward, \
+        "(Tensor grad_output, Tensor input, Tensor gate, Tensor rstd, *, str? activation=None, " \
+        "bool norm_before_gate=True) -> (Tensor grad_input, Tensor grad_gate)", \
         std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, MaybeName, bool)) \
   inner(_gated_srms_norm_backward_input, \
+        "(Tensor grad_output, Tensor input, Tensor gate, Tensor rstd, *, str? activation=None, " \
+        "bool norm_before_gate=True) -> Tensor", \
         Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, MaybeName, bool)) \
   inner(_gated_srms_norm_backward_gate, \
+        "(Tensor grad_output, Tensor input, Tensor gate, Tensor rstd, *, str? activation=None, " \
+        "bool norm_before_gate=True) -> Tensor", \
         Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, MaybeName, bool))
 // clang-format on
 

@@ -20,7 +20,7 @@ using MaybeName = std::optional<c10::string_view>;
 
 // ---- handles of the operators
 
-#define SRMSNORM_HANDLE(name, ...)                                                                   \
+#define SRMSNORM_HANDLE(name, schema, ...)                                                           \
   inline const c10::TypedOperatorHandle<__VA_ARGS__>& name() {                                       \
     static const auto handle =                                                                       \
         c10::Dispatcher::singleton().findSchemaOrThrow("srmsnorm::" #name, "").typed<__VA_ARGS__>(); \

@@ -13,33 +13,8 @@ struct Meta {
 }  // namespace
 
 SRMSNORM_SCHEMAS(m) {
-  m.def("srms_norm(Tensor input, Tensor? residual=None, *, float? eps=None) -> Tensor");
-  m.def("add_srms_norm(Tensor input, Tensor residual, *, float? eps=None) -> (Tensor, Tensor)");
-  m.def("add_srms_norm_(Tensor(a!) input, Tensor(b!) residual, *, float? eps=None) -> ()");
-  // The operators that gradients go through: the public ones call them where a gradient may be asked for.
-  m.def("_srms_norm(Tensor input, Tensor? residual, float? eps) -> (Tensor output, Tensor rstd)");
-  m.def("_add_srms_norm(Tensor input, Tensor residual, float? eps) -> (Tensor output, Tensor sum, Tensor rstd)");
-  m.def("_srms_norm_backward_input(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> Tensor");
-  m.def(
-      "_srms_norm_backward_residual(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> Tensor");
-  m.def(
-      "_srms_norm_backward_pair(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> "
-      "(Tensor grad_input, Tensor grad_residual)");
-  m.def(
-      "gated_srms_norm(Tensor input, Tensor gate, *, str? activation=None, bool norm_before_gate=True, "
-      "float? eps=None) -> Tensor");
-  m.def(
-      "_gated_srms_norm(Tensor input, Tensor gate, *, str? activation=None, bool norm_before_gate=True, "
-      "float? eps=None) -> (Tensor output, Tensor rstd)");
-  m.def(
-      "_gated_srms_norm_backward(Tensor grad_output, Tensor input, Tensor gate, Tensor rstd, *, "
-      "str? activation=None, bool norm_before_gate=True) -> (Tensor grad_input, Tensor grad_gate)");
-  m.def(
-      "_gated_srms_norm_backward_input(Tensor grad_output, Tensor input, Tensor gate, Tensor rstd, *, "
-      "str? activation=None, bool norm_before_gate=True) -> Tensor");
-  m.def(
-      "_gated_srms_norm_backward_gate(Tensor grad_output, Tensor input, Tensor gate, Tensor rstd, *, "
-      "str? activation=None, bool norm_before_gate=True) -> Tensor");
+#define SRMSNORM_SCHEMA(name, schema, ...) m.def(#name schema);
+  SRMSNORM_EVERY_OPERATOR(SRMSNORM_SCHEMA)
   // For programs that were written before the two above; composite, so that tracers see those.
   m.def(
       "_srms_norm_backward(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None, *, "
