@@ -1,6 +1,7 @@
 // The Autograd and ADInplaceOrView keys: derivatives of the operators, to any order, in forward and reverse mode.
 //
-//   y = h r,  r = (mean(h^2) + eps)^-1/2         keeps y and r alone: h = y / r is never needed
+//   y = h r,  r = (mean(h^2) + eps)^-1/2         keeps y and r alone: h = y / r is never needed. Of a y wider than h
+//                                                that is the input itself, it keeps h
 //   b(g, y, r) = r (g - y mean(y g))             the Jacobian of y, symmetric: VJP and JVP are the one operator
 //   dr/dh = -r^2 y / dim
 //
@@ -12,6 +13,8 @@
 
 #include <algorithm>
 
+#include "checks.h"
+
 namespace srmsnorm {
 namespace {
 
@@ -19,9 +22,20 @@ namespace {
 
 Tensor cast(const Tensor& tensor, at::ScalarType dtype) { return tensor.defined() ? tensor.to(dtype) : tensor; }
 
+// By the operator for that dtype of dh. A gradient of the sum that does not go with y is widened.
+Tensor norm_backward(const Tensor& grad_output, const Tensor& y, const Tensor& rstd, const Tensor& grad_sum,
+                     at::ScalarType dtype) {
+  auto of_y = y.scalar_type();
+  auto beside = grad_sum.defined() && !fits_beside(of_y, grad_sum.scalar_type()) ? wide(grad_sum, rstd) : grad_sum;
+  if (is_16_bit(of_y) && dtype != of_y)  // of another dtype of 16 bits: no more is rounded on the way
+    return op::_srms_norm_backward_residual().call(grad_output, y, rstd, beside).to(dtype);
+  auto name = dtype == of_y ? MaybeName() : MaybeName(name_of(dtype));
+  return op::_srms_norm_backward_input().call(grad_output, y, rstd, beside, name);
+}
+
 // r (v - y mean(y v)) in that dtype, y's or rstd's; v may be wider than y, which the operators do not take.
 Tensor project(const Tensor& v, const Tensor& y, const Tensor& rstd, at::ScalarType dtype) {
-  if (v.scalar_type() == y.scalar_type()) return _srms_norm_backward(v, y, rstd, {}, dtype);
+  if (v.scalar_type() == y.scalar_type()) return norm_backward(v, y, rstd, {}, dtype);
   auto Y = wide(y, rstd), V = wide(v, rstd);
   return (rstd.unsqueeze(-1) * (V - Y * mean(Y, V))).to(dtype);
 }
@@ -62,12 +76,32 @@ struct NormBackward : SavedNode<NormBackward, /*operands=*/2, /*saved_tensors=*/
     auto [input, residual] = wanted;
     if (!grad_output.defined())
       return {input ? cast(grad_sum, *input) : Tensor(), residual ? cast(grad_sum, *residual) : Tensor()};
+    if (input && residual && input != residual && is_16_bit(y.scalar_type()) && *input != y.scalar_type()) {
+      auto grad = norm_backward(grad_output, y, rstd, grad_sum, *residual);
+      return {grad.to(*input), grad};
+    }
     if (input && residual && input != residual) {
-      auto [narrow, full] = op::_srms_norm_backward_pair().call(grad_output, y, rstd, grad_sum);
+      auto name = *input == y.scalar_type() ? MaybeName() : MaybeName(name_of(*input));
+      auto [narrow, full] = op::_srms_norm_backward_pair().call(grad_output, y, rstd, grad_sum, name);
       return {narrow, full};
     }
-    auto grad = _srms_norm_backward(grad_output, y, rstd, grad_sum, input ? input : residual);
+    if (!input && !residual) return {Tensor(), Tensor()};
+    auto grad = norm_backward(grad_output, y, rstd, grad_sum, input ? *input : *residual);
     return {input ? grad : Tensor(), residual ? grad : Tensor()};
+  }
+};
+
+// Of _srms_norm whose y is wider than the input. Saved: input, rstd. Gradients of: y, rstd.
+struct WideNormBackward : SavedNode<WideNormBackward, /*operands=*/1, /*saved_tensors=*/2, /*first_output=*/1> {
+  std::string name() const override { return "SRMSNormBackward"; }
+
+  static variable_list backward(const variable_list& grads, const variable_list& saved, const Wanted<1>& wanted) {
+    const Tensor &input = saved[0], &rstd = saved[1];
+    if (!wanted[0]) return {Tensor()};
+    auto grad = grads[0].defined() ? op::_srms_norm_backward_of_input().call(grads[0], input, rstd) : Tensor();
+    if (grads[1].defined())  // beyond first order only
+      grad = plus(grad, rstd_gradient(grads[1], wide(input, rstd) * rstd.unsqueeze(-1), rstd)).to(*wanted[0]);
+    return {grad};
   }
 };
 
@@ -101,9 +135,11 @@ Tensor own(const Tensor& value, at::ScalarType dtype, std::initializer_list<Tens
 
 void norm_tangents(const Tensor& input, const Tensor& residual, const Tensor& y, const Tensor& sum,
                    const Tensor& rstd) {
-  auto ti = tangent(input), tr = tangent(residual), t = plus(ti, tr);
-  if (!t.defined()) return;
+  auto ti = tangent(input), tr = tangent(residual);
+  if (!ti.defined() && !tr.defined()) return;
   auto Y = primal(y), r = primal(rstd);
+  bool both = ti.defined() && tr.defined(), of_wide_y = Y.scalar_type() == r.scalar_type();
+  auto t = both && of_wide_y ? wide(ti, r) + wide(tr, r) : plus(ti, tr);
   set_tangent(y, project(t, Y, r, Y.scalar_type()));
   set_tangent(rstd, rstd_tangent(t, Y, r));
   if (sum.defined()) set_tangent(sum, own(t, sum.scalar_type(), {ti, tr}));
@@ -127,28 +163,33 @@ void norm_backward_tangents(const Tensor& grad_output, const Tensor& y, const Te
 
 // ---- the Autograd kernels
 
-NodeOf<NormBackward> norm_node(const Tensor& input, const MaybeTensor& residual) {
-  NodeOf<NormBackward> node;
-  if (!compute_requires_grad(input, residual)) return node;
-  node = make_node<NormBackward>();
-  node->set_next_edges(collect_next_edges(input, residual));
+template <class Node, class... Operands>
+NodeOf<Node> node_of(const Operands&... operands) {
+  NodeOf<Node> node;
+  if (!compute_requires_grad(operands...)) return node;
+  node = make_node<Node>();
+  node->set_next_edges(collect_next_edges(operands...));
   return node;
 }
 
 std::tuple<Tensor, Tensor> _srms_norm(c10::DispatchKeySet keys, const Tensor& input, const MaybeTensor& residual,
-                                      MaybeDouble eps) {
-  auto node = norm_node(input, residual);
-  auto [y, rstd] = below_autograd(op::_srms_norm(), keys, input, residual, eps);
+                                      MaybeDouble eps, MaybeName dtype) {
+  bool widens = dtype && *dtype == "float32" && is_16_bit(input.scalar_type()) && !(residual && residual->defined());
+  auto node = widens ? NodeOf<NormBackward>() : node_of<NormBackward>(input, residual);
+  auto wide_node = widens ? node_of<WideNormBackward>(input) : NodeOf<WideNormBackward>();
+  auto [y, rstd] = below_autograd(op::_srms_norm(), keys, input, residual, eps, dtype);
   if (node) set_history(variable_list{y, rstd}, node);
+  if (wide_node) set_history(variable_list{y, rstd}, wide_node);
   norm_tangents(input, residual.value_or(Tensor()), y, Tensor(), rstd);
   if (node) node->save({y, rstd});  // after the tangents, which forward-over-reverse finds there
+  if (wide_node) wide_node->save({input, rstd});
   return {y, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor> _add_srms_norm(c10::DispatchKeySet keys, const Tensor& input, const Tensor& residual,
-                                                  MaybeDouble eps) {
-  auto node = norm_node(input, residual);
-  auto [y, sum, rstd] = below_autograd(op::_add_srms_norm(), keys, input, residual, eps);
+                                                  MaybeDouble eps, MaybeName dtype) {
+  auto node = node_of<NormBackward>(input, residual);
+  auto [y, sum, rstd] = below_autograd(op::_add_srms_norm(), keys, input, residual, eps, dtype);
   if (node) set_history(variable_list{y, sum, rstd}, node);
   norm_tangents(input, residual, y, sum, rstd);
   if (node) node->save({y, rstd});
@@ -157,49 +198,58 @@ std::tuple<Tensor, Tensor, Tensor> _add_srms_norm(c10::DispatchKeySet keys, cons
 
 // The public operators are the internal ones where a derivative may be asked for: called here, not through the
 // dispatcher, which would come back to this key.
-Tensor srms_norm(c10::DispatchKeySet keys, const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
-  if (needs_derivative(input, residual)) return std::get<0>(_srms_norm(keys, input, residual, eps));
-  return below_autograd(op::srms_norm(), keys, input, residual, eps);
+Tensor srms_norm(c10::DispatchKeySet keys, const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
+                 MaybeName dtype) {
+  if (needs_derivative(input, residual)) return std::get<0>(_srms_norm(keys, input, residual, eps, dtype));
+  return below_autograd(op::srms_norm(), keys, input, residual, eps, dtype);
 }
 
 std::tuple<Tensor, Tensor> add_srms_norm(c10::DispatchKeySet keys, const Tensor& input, const Tensor& residual,
-                                         MaybeDouble eps) {
-  if (!needs_derivative(input, residual)) return below_autograd(op::add_srms_norm(), keys, input, residual, eps);
-  auto [y, sum, rstd] = _add_srms_norm(keys, input, residual, eps);
+                                         MaybeDouble eps, MaybeName dtype) {
+  if (!needs_derivative(input, residual)) return below_autograd(op::add_srms_norm(), keys, input, residual, eps, dtype);
+  auto [y, sum, rstd] = _add_srms_norm(keys, input, residual, eps, dtype);
   return {y, sum};
 }
 
 NodeOf<NormDoubleBackward> double_backward_node(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
                                                 const MaybeTensor& grad_sum) {
-  NodeOf<NormDoubleBackward> node;
-  if (!compute_requires_grad(grad_output, output, rstd, grad_sum)) return node;
-  node = make_node<NormDoubleBackward>();
-  node->set_next_edges(collect_next_edges(grad_output, output, rstd, grad_sum));
-  node->save({grad_output, output, rstd});
+  auto node = node_of<NormDoubleBackward>(grad_output, output, rstd, grad_sum);
+  if (node) node->save({grad_output, output, rstd});
   return node;
 }
 
-template <auto op>
-Tensor norm_backward(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
-                     const MaybeTensor& grad_sum) {
+template <auto op, class... Dtype>
+Tensor one_backward(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
+                    const MaybeTensor& grad_sum, Dtype... dtype) {
   auto node = double_backward_node(grad_output, output, rstd, grad_sum);
-  auto dh = below_autograd(op(), keys, grad_output, output, rstd, grad_sum);
+  auto dh = below_autograd(op(), keys, grad_output, output, rstd, grad_sum, dtype...);
   if (node) set_history(dh, node);
   norm_backward_tangents(grad_output, output, rstd, grad_sum, {dh});
   return dh;
 }
 
-constexpr auto& _srms_norm_backward_input = norm_backward<op::_srms_norm_backward_input>;
-constexpr auto& _srms_norm_backward_residual = norm_backward<op::_srms_norm_backward_residual>;
+constexpr auto& _srms_norm_backward_input = one_backward<op::_srms_norm_backward_input, MaybeName>;
+constexpr auto& _srms_norm_backward_residual = one_backward<op::_srms_norm_backward_residual>;
 
 std::tuple<Tensor, Tensor> _srms_norm_backward_pair(c10::DispatchKeySet keys, const Tensor& grad_output,
                                                     const Tensor& output, const Tensor& rstd,
-                                                    const MaybeTensor& grad_sum) {
+                                                    const MaybeTensor& grad_sum, MaybeName dtype) {
   auto node = double_backward_node(grad_output, output, rstd, grad_sum);
-  auto [narrow, full] = below_autograd(op::_srms_norm_backward_pair(), keys, grad_output, output, rstd, grad_sum);
+  auto [narrow, full] =
+      below_autograd(op::_srms_norm_backward_pair(), keys, grad_output, output, rstd, grad_sum, dtype);
   if (node) set_history(variable_list{narrow, full}, node);
   norm_backward_tangents(grad_output, output, rstd, grad_sum, {narrow, full});
   return {narrow, full};
+}
+
+// Where a derivative of it may be asked for, the formula, which PyTorch derives.
+Tensor _srms_norm_backward_of_input(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& input,
+                                    const Tensor& rstd) {
+  if (!needs_derivative(grad_output, input, rstd))
+    return below_autograd(op::_srms_norm_backward_of_input(), keys, grad_output, input, rstd);
+  check_wide_backward(grad_output, input, rstd);
+  auto r = rstd.unsqueeze(-1), y = wide(input, rstd) * r;
+  return (r * (grad_output - y * mean(y, grad_output))).to(input.scalar_type());
 }
 
 // In place there is no derivative: y overwrites what it would be computed from.

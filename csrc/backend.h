@@ -14,12 +14,13 @@ struct Kernels {
     return tensors;
   }
 
-  static Tensor srms_norm(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
-    return run(prepare_forward(input, residual, eps, {})).output;
+  static Tensor srms_norm(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps, MaybeName dtype) {
+    return run(prepare_forward(input, residual, eps, dtype, {})).output;
   }
 
-  static std::tuple<Tensor, Tensor> add_srms_norm(const Tensor& input, const Tensor& residual, MaybeDouble eps) {
-    auto done = run(prepare_forward(input, residual, eps, {.sum = true}));
+  static std::tuple<Tensor, Tensor> add_srms_norm(const Tensor& input, const Tensor& residual, MaybeDouble eps,
+                                                  MaybeName dtype) {
+    auto done = run(prepare_forward(input, residual, eps, dtype, {.sum = true}));
     return {done.output, done.sum};
   }
 
@@ -27,31 +28,46 @@ struct Kernels {
     finish_in_place(run(prepare_in_place(input, residual, eps)), input, residual);
   }
 
-  static std::tuple<Tensor, Tensor> _srms_norm(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
-    auto done = run(prepare_forward(input, residual, eps, {.rstd = true}));
+  static std::tuple<Tensor, Tensor> _srms_norm(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
+                                               MaybeName dtype) {
+    auto done = run(prepare_forward(input, residual, eps, dtype, {.rstd = true}));
     return {done.output, done.rstd};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> _add_srms_norm(const Tensor& input, const Tensor& residual,
-                                                           MaybeDouble eps) {
-    auto done = run(prepare_forward(input, residual, eps, {.sum = true, .rstd = true}));
+  static std::tuple<Tensor, Tensor, Tensor> _add_srms_norm(const Tensor& input, const Tensor& residual, MaybeDouble eps,
+                                                           MaybeName dtype) {
+    auto done = run(prepare_forward(input, residual, eps, dtype, {.sum = true, .rstd = true}));
     return {done.output, done.sum, done.rstd};
   }
 
   static Tensor _srms_norm_backward_input(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
-                                          const MaybeTensor& grad_sum) {
-    return run(prepare_backward(grad_output, output, rstd, grad_sum, {.input = true})).grad_input;
+                                          const MaybeTensor& grad_sum, MaybeName dtype) {
+    return run(prepare_backward(grad_output, output, rstd, grad_sum, dtype, {.input = true})).gradient();
   }
 
   static Tensor _srms_norm_backward_residual(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
                                              const MaybeTensor& grad_sum) {
-    return run(prepare_backward(grad_output, output, rstd, grad_sum, {.residual = true})).grad_residual;
+    return run(prepare_backward(grad_output, output, rstd, grad_sum, {}, {.residual = true})).gradient();
   }
 
   static std::tuple<Tensor, Tensor> _srms_norm_backward_pair(const Tensor& grad_output, const Tensor& output,
-                                                             const Tensor& rstd, const MaybeTensor& grad_sum) {
-    auto done = run(prepare_backward(grad_output, output, rstd, grad_sum, {.input = true, .residual = true}));
+                                                             const Tensor& rstd, const MaybeTensor& grad_sum,
+                                                             MaybeName dtype) {
+    auto done = run(prepare_backward(grad_output, output, rstd, grad_sum, dtype, {.input = true, .residual = true}));
     return {done.grad_input, done.grad_residual};
+  }
+
+  static Tensor _srms_norm_backward_of_input(const Tensor& grad_output, const Tensor& input, const Tensor& rstd) {
+    return run(prepare_wide_backward(grad_output, input, rstd)).grad_input;
+  }
+
+  static Tensor rstd(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
+    return run(prepare_forward(input, residual, eps, {}, {.rstd = true, .output = false})).rstd;
+  }
+
+  static Tensor _scale_rows(const Tensor& input, const MaybeTensor& residual, const Tensor& scale,
+                            const MaybeTensor& factor, MaybeName dtype) {
+    return run(prepare_scale(input, residual, scale, factor, dtype)).output;
   }
 
   static Tensor gated_srms_norm(const Tensor& input, const Tensor& gate, MaybeName activation, bool norm_first,

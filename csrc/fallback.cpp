@@ -16,6 +16,11 @@ namespace {
 struct Fallback {
   static Tensor mean(const Tensor& tensor) { return tensor.mean(-1, /*keepdim=*/true); }
 
+  static Tensor projected(const Tensor& grad_output, const Tensor& y, const Tensor& rstd) {
+    auto g = grad_output.to(y.scalar_type());
+    return rstd.unsqueeze(-1) * (g - y * mean(y * g));
+  }
+
   static void copy(const Tensor& to, const Tensor& value) {
     if (to.defined()) to.copy_(value);
   }
@@ -24,6 +29,10 @@ struct Fallback {
     auto dtype = accumulation_dtype(t.input.scalar_type());
     auto h = t.input.to(dtype);
     if (t.residual.defined()) h = h + t.residual.to(dtype);
+    if (t.scale.defined()) {
+      auto y = h * t.scale.unsqueeze(-1);
+      return copy(t.output, t.factor.defined() ? y * t.factor.unsqueeze(-1) : y);
+    }
     auto r = at::rsqrt(mean(h.square()) + t.eps);
     copy(t.rstd, r.squeeze(-1));
     copy(t.sum, h);
@@ -31,12 +40,15 @@ struct Fallback {
   }
 
   static void run(const BackwardTensors& t) {
-    auto dtype = t.rstd.scalar_type();
-    auto g = t.grad_output.to(dtype), y = t.output.to(dtype);
-    auto dh = t.rstd.unsqueeze(-1) * (g - y * mean(y * g));
-    if (t.grad_sum.defined()) dh = dh + t.grad_sum.to(dtype);
+    auto dh = projected(t.grad_output, t.output.to(t.rstd.scalar_type()), t.rstd);
+    if (t.grad_sum.defined()) dh = dh + t.grad_sum.to(dh.scalar_type());
     copy(t.grad_input, dh);
     copy(t.grad_residual, dh);
+  }
+
+  static void run(const WideBackwardTensors& t) {
+    auto y = t.input.to(t.rstd.scalar_type()) * t.rstd.unsqueeze(-1);
+    copy(t.grad_input, projected(t.grad_output, y, t.rstd));
   }
 
   static void run(const GatedForwardTensors& t) {

@@ -14,11 +14,12 @@ struct Use {
 constexpr Use kRead{false, true}, kReadLate{false, true, true}, kWritten{true, true};
 constexpr Use kNumberRead{false, false}, kNumberWritten{true, false};
 
-// h = input (+ residual), rstd = (mean(h^2) + eps)^-1/2, output = h * rstd, sum = h.
+// h = input (+ residual), rstd = (mean(h^2) + eps)^-1/2, output = h * rstd, sum = h. Where a scale is given, output = h
+// * scale (* factor), and nothing is reduced.
 template <class Each>
 struct ForwardOperands {
   static constexpr bool kBackward = false, kGated = false;
-  Each input, residual, output, sum, rstd;
+  Each input, residual, output, sum, rstd, scale, factor;
 
   // The operand of a call's shape and dtype, whose address decides how a row is cut.
   constexpr const Each& main() const { return input; }
@@ -31,6 +32,8 @@ struct ForwardOperands {
     f(kWritten, of.output...);
     f(kWritten, of.sum...);
     f(kNumberWritten, of.rstd...);
+    f(kNumberRead, of.scale...);
+    f(kNumberRead, of.factor...);
   }
 };
 
@@ -50,6 +53,23 @@ struct BackwardOperands {
     f(kReadLate, of.grad_sum...);
     f(kWritten, of.grad_input...);
     f(kWritten, of.grad_residual...);
+  }
+};
+
+// dh of an output wider than the input, of which the input is kept: output = input * rstd.
+template <class Each>
+struct WideBackwardOperands {
+  static constexpr bool kBackward = true, kGated = false;
+  Each grad_output, input, rstd, grad_input;
+
+  constexpr const Each& main() const { return input; }
+
+  template <class F, class... Lists>
+  static constexpr void zip(F f, Lists&... of) {
+    f(kRead, of.grad_output...);
+    f(kRead, of.input...);
+    f(kNumberRead, of.rstd...);
+    f(kWritten, of.grad_input...);
   }
 };
 

@@ -7,30 +7,42 @@
 // clang-format off
 #define SRMSNORM_NORM_OPERATORS(outer, inner) \
   outer(srms_norm, \
-        "(Tensor input, Tensor? residual=None, *, float? eps=None) -> Tensor", \
-        Tensor(const Tensor&, const MaybeTensor&, MaybeDouble)) \
+        "(Tensor input, Tensor? residual=None, *, float? eps=None, str? dtype=None) -> Tensor", \
+        Tensor(const Tensor&, const MaybeTensor&, MaybeDouble, MaybeName)) \
   outer(add_srms_norm, \
-        "(Tensor input, Tensor residual, *, float? eps=None) -> (Tensor, Tensor)", \
-        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble)) \
+        "(Tensor input, Tensor residual, *, float? eps=None, str? dtype=None) -> (Tensor, Tensor)", \
+        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble, MaybeName)) \
   outer(add_srms_norm_, \
         "(Tensor(a!) input, Tensor(b!) residual, *, float? eps=None) -> ()", \
         void(const Tensor&, const Tensor&, MaybeDouble)) \
   inner(_srms_norm, \
-        "(Tensor input, Tensor? residual, float? eps) -> (Tensor output, Tensor rstd)", \
-        std::tuple<Tensor, Tensor>(const Tensor&, const MaybeTensor&, MaybeDouble)) \
+        "(Tensor input, Tensor? residual, float? eps, *, str? dtype=None) -> (Tensor output, Tensor rstd)", \
+        std::tuple<Tensor, Tensor>(const Tensor&, const MaybeTensor&, MaybeDouble, MaybeName)) \
   inner(_add_srms_norm, \
-        "(Tensor input, Tensor residual, float? eps) -> (Tensor output, Tensor sum, Tensor rstd)", \
-        std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble)) \
+        "(Tensor input, Tensor residual, float? eps, *, str? dtype=None) " \
+        "-> (Tensor output, Tensor sum, Tensor rstd)", \
+        std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble, MaybeName)) \
   inner(_srms_norm_backward_input, \
-        "(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> Tensor", \
-        Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&)) \
+        "(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None, *, str? dtype=None) -> Tensor", \
+        Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&, MaybeName)) \
   inner(_srms_norm_backward_residual, \
         "(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) -> Tensor", \
         Tensor(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&)) \
   inner(_srms_norm_backward_pair, \
-        "(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None) " \
+        "(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None, *, str? dtype=None) " \
         "-> (Tensor grad_input, Tensor grad_residual)", \
-        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&))
+        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&, MaybeName)) \
+  inner(_srms_norm_backward_of_input, \
+        "(Tensor grad_output, Tensor input, Tensor rstd) -> Tensor", \
+        Tensor(const Tensor&, const Tensor&, const Tensor&))
+
+#define SRMSNORM_RSTD_OPERATORS(outer, inner) \
+  outer(rstd, \
+        "(Tensor input, Tensor? residual=None, *, float? eps=None) -> Tensor", \
+        Tensor(const Tensor&, const MaybeTensor&, MaybeDouble)) \
+  inner(_scale_rows, \
+        "(Tensor input, Tensor? residual, Tensor scale, Tensor? factor=None, *, str? dtype=None) -> Tensor", \
+        Tensor(const Tensor&, const MaybeTensor&, const Tensor&, const MaybeTensor&, MaybeName))
 
 #define SRMSNORM_GATED_OPERATORS(outer, inner) \
   outer(gated_srms_norm, \
@@ -55,8 +67,13 @@
         Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, MaybeName, bool))
 // clang-format on
 
-#define SRMSNORM_EVERY_OPERATOR(row) SRMSNORM_NORM_OPERATORS(row, row) SRMSNORM_GATED_OPERATORS(row, row)
+#define SRMSNORM_EVERY_OPERATOR(row) \
+  SRMSNORM_NORM_OPERATORS(row, row)  \
+  SRMSNORM_RSTD_OPERATORS(row, row)  \
+  SRMSNORM_GATED_OPERATORS(row, row)
 
 #define SRMSNORM_NO_ROW(...)
-#define SRMSNORM_PUBLIC_OPERATORS(row) \
-  SRMSNORM_NORM_OPERATORS(row, SRMSNORM_NO_ROW) SRMSNORM_GATED_OPERATORS(row, SRMSNORM_NO_ROW)
+#define SRMSNORM_PUBLIC_OPERATORS(row)          \
+  SRMSNORM_NORM_OPERATORS(row, SRMSNORM_NO_ROW) \
+  SRMSNORM_RSTD_OPERATORS(row, SRMSNORM_NO_ROW) \
+  SRMSNORM_GATED_OPERATORS(row, SRMSNORM_NO_ROW)

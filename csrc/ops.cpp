@@ -1,133 +1,8 @@
-// Argument checks and output allocation.
-#include "ops.h"
-
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-
-#include <limits>
-
+// The operators' argument checks and output allocation.
+#include "checks.h"
 #include "overlap.h"
 
 namespace srmsnorm {
-namespace {
-
-bool is_16_bit(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
-
-// The stream beside a tensor: of its dtype, or float32 beside 16 bits.
-bool fits_beside(at::ScalarType dtype, at::ScalarType other) {
-  return other == dtype || (is_16_bit(dtype) && other == at::kFloat);
-}
-
-// None comes as an undefined tensor where an operator is called by its schema.
-void check_dense(const Tensor& tensor, const char* name) {
-  TORCH_CHECK(tensor.defined(), "srmsnorm: ", name, " must be a tensor, got None");
-  TORCH_CHECK(tensor.layout() == at::kStrided, "srmsnorm: ", name, " must be a dense tensor, got layout ",
-              tensor.layout());
-}
-
-void check_same_shape(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
-  TORCH_CHECK(expect_same(tensor.sym_sizes(), like.sym_sizes()), "srmsnorm: ", name, " must have the shape of ",
-              like_name, " (no broadcasting), got ", tensor.sym_sizes(), " beside ", like.sym_sizes());
-}
-
-void check_same_device(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
-  TORCH_CHECK(tensor.device() == like.device(), "srmsnorm: ", name, " must be on the device of ", like_name, ", got ",
-              tensor.device(), " beside ", like.device());
-}
-
-void check_rows(const Tensor& tensor, const char* name) {
-  check_dense(tensor, name);
-  TORCH_CHECK(tensor.dim() > 0, "srmsnorm: ", name, " must have at least one dimension, got a scalar tensor");
-  accumulation_dtype(tensor.scalar_type());
-  TORCH_SYM_CHECK(tensor.sym_size(-1).sym_gt(0), "srmsnorm: the last dimension of ", name,
-                  " must not be empty, got shape ", tensor.sym_sizes());
-}
-
-void check_beside(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
-  check_dense(tensor, name);
-  check_same_shape(tensor, name, like, like_name);
-  check_same_device(tensor, name, like, like_name);
-  auto dtype = tensor.scalar_type(), other = like.scalar_type();
-  TORCH_CHECK(!(other == at::kFloat && is_16_bit(dtype)), "srmsnorm: ", name, " must have the dtype of ", like_name,
-              ", got ", dtype, " beside ", other, ": cast ", like_name, " to ", dtype, ", or ", name, " to ", other);
-  TORCH_CHECK(fits_beside(other, dtype), "srmsnorm: ", name, " must have the dtype of ", like_name,
-              ", or be float32 beside a 16-bit one, got ", dtype, " beside ", other);
-}
-
-// Rounded to the accumulation type, so that it is the same number on every device.
-double resolve_eps(MaybeDouble eps, at::ScalarType dtype) {
-  bool wide = dtype == at::kDouble;
-  if (!eps) return wide ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
-  TORCH_CHECK(*eps >= 0, "srmsnorm: eps must not be negative or NaN, got ", *eps);
-  return wide ? *eps : static_cast<float>(*eps);
-}
-
-// A gradient of what has that shape and dtype, and its rstd.
-void check_gradient(const Tensor& grad_output, const Tensor& rstd, const Tensor& like, const char* like_name) {
-  auto dtype = like.scalar_type();
-  check_dense(grad_output, "grad_output");
-  check_same_shape(grad_output, "grad_output", like, like_name);
-  check_same_device(grad_output, "grad_output", like, like_name);
-  TORCH_CHECK(grad_output.scalar_type() == dtype, "srmsnorm: grad_output must have the dtype of ", like_name, ", got ",
-              grad_output.scalar_type(), " beside ", dtype);
-  check_dense(rstd, "rstd");
-  auto sizes = like.sym_sizes();
-  TORCH_CHECK(expect_same(rstd.sym_sizes(), sizes.slice(0, sizes.size() - 1)),
-              "srmsnorm: rstd must have one element a row, got ", rstd.sym_sizes(), " beside an ", like_name, " of ",
-              sizes);
-  check_same_device(rstd, "rstd", like, like_name);
-  TORCH_CHECK(rstd.scalar_type() == accumulation_dtype(dtype), "srmsnorm: rstd must be ", accumulation_dtype(dtype),
-              " beside a ", dtype, " ", like_name, ", got ", rstd.scalar_type());
-}
-
-// The kernels walk along a row element by element.
-bool has_unit_stride(const Tensor& tensor) {
-  return TORCH_GUARD_OR_FALSE(tensor.sym_stride(-1).sym_eq(1).sym_or(tensor.sym_size(-1).sym_eq(1)));
-}
-
-Tensor with_unit_stride(const Tensor& tensor) { return has_unit_stride(tensor) ? tensor : tensor.contiguous(); }
-
-Tensor with_unit_stride(const MaybeTensor& tensor) {
-  return tensor && tensor->defined() ? with_unit_stride(*tensor) : Tensor();
-}
-
-// Not so meta tensors, nor those of some devices.
-bool has_addresses(const Tensor& tensor) {
-  return !tensor.is_meta() && tensor.has_storage() && tensor.storage().data() != nullptr;
-}
-
-// empty_like, but for overlapping inputs whose order of dimensions it cannot tell.
-Tensor empty_rows_like(const Tensor& tensor, at::ScalarType dtype) {
-  auto options = tensor.options().dtype(dtype);
-  auto output = at::empty_like(tensor, options);
-  return has_unit_stride(output) ? output : at::empty_like(tensor, options, at::MemoryFormat::Contiguous);
-}
-
-// One number a row: the leading dimensions.
-Tensor empty_rstd(const Tensor& input) {
-  auto sizes = input.sym_sizes();
-  return at::empty_symint(sizes.slice(0, sizes.size() - 1),
-                          input.options().dtype(accumulation_dtype(input.scalar_type())));
-}
-
-// The value of a lazily negated tensor, whose memory holds the negatives.
-Tensor resolve_negation(const Tensor& tensor) { return tensor.is_neg() ? tensor.resolve_neg() : tensor; }
-
-}  // namespace
-
-bool expect_same(at::SymIntArrayRef sizes, at::SymIntArrayRef others) {
-  if (sizes.size() != others.size()) return false;
-  for (size_t i = 0; i < sizes.size(); i++)
-    if (!sizes[i].sym_eq(others[i]).expect_true(__FILE__, __LINE__)) return false;
-  return true;
-}
-
-at::ScalarType accumulation_dtype(at::ScalarType dtype) {
-  if (dtype == at::kDouble) return at::kDouble;
-  TORCH_CHECK(is_16_bit(dtype) || dtype == at::kFloat, "srmsnorm: expected float16, bfloat16, float32 or float64, got ",
-              dtype);
-  return at::kFloat;
-}
 
 double check_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
   if (residual && residual->defined()) return check_forward(input, *residual, eps);
@@ -156,14 +31,29 @@ void check_backward(const Tensor& grad_output, const Tensor& output, const Tenso
                     Gradients gradients) {
   check_rows(output, "output");
   check_gradient(grad_output, rstd, output, "output");
-  auto dtype = output.scalar_type();
-  TORCH_CHECK(is_16_bit(dtype) || !gradients.residual, "srmsnorm: a gradient in float32 needs a 16-bit output, got ",
-              dtype);
   if (grad_sum && grad_sum->defined()) {
     check_beside(*grad_sum, "grad_sum", output, "output");
     TORCH_CHECK(!gradients.residual || grad_sum->scalar_type() == at::kFloat,
                 "srmsnorm: grad_sum must be float32 where the residual's gradient is, got ", grad_sum->scalar_type());
   }
+}
+
+void check_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd) {
+  check_rows(input, "input");
+  TORCH_CHECK(is_16_bit(input.scalar_type()), "srmsnorm: the input of a wider output must be float16 or bfloat16, got ",
+              input.scalar_type());
+  check_dense(grad_output, "grad_output");
+  check_same_shape(grad_output, "grad_output", input, "input");
+  check_same_device(grad_output, "grad_output", input, "input");
+  TORCH_CHECK(grad_output.scalar_type() == at::kFloat, "srmsnorm: grad_output must be float32 beside the input of a ",
+              "wider output, got ", grad_output.scalar_type());
+  check_numbers(rstd, "rstd", input, "input");
+}
+
+void check_scale(const Tensor& input, const MaybeTensor& residual, const Tensor& scale, const MaybeTensor& factor) {
+  check_forward(input, residual, 0.);
+  check_numbers(scale, "scale", input, "input");
+  if (factor && factor->defined()) check_numbers(*factor, "factor", input, "input");
 }
 
 Gating check_gating(MaybeName activation, bool norm_first) {
@@ -188,15 +78,30 @@ void check_gated_backward(const Tensor& grad_output, const Tensor& input, const 
   check_gradient(grad_output, rstd, input, "input");
 }
 
-ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
+ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps, MaybeName dtype,
                                ForwardOutputs outputs) {
   ForwardTensors tensors;
   tensors.eps = outputs.sum ? check_forward(input, *residual, eps) : check_forward(input, residual, eps);
+  auto of_output = dtype_of(dtype, input.scalar_type());
   tensors.input = with_unit_stride(input);
   tensors.residual = with_unit_stride(residual);
-  tensors.output = empty_rows_like(tensors.input, input.scalar_type());
+  if (outputs.output) tensors.output = empty_rows_like(tensors.input, of_output);
   if (outputs.sum) tensors.sum = empty_rows_like(tensors.residual, tensors.residual.scalar_type());
   if (outputs.rstd) tensors.rstd = empty_rstd(tensors.input);
+  return tensors;
+}
+
+ForwardTensors prepare_scale(const Tensor& input, const MaybeTensor& residual, const Tensor& scale,
+                             const MaybeTensor& factor, MaybeName dtype) {
+  check_scale(input, residual, scale, factor);
+  auto of_output = dtype_of(dtype, input.scalar_type());
+  ForwardTensors tensors;
+  tensors.eps = 0;
+  tensors.input = with_unit_stride(input);
+  tensors.residual = with_unit_stride(residual);
+  tensors.output = empty_rows_like(tensors.input, of_output);
+  tensors.scale = scale;
+  if (factor) tensors.factor = *factor;
   return tensors;
 }
 
@@ -216,13 +121,27 @@ void finish_in_place(const ForwardTensors& done, const Tensor& input, const Tens
 }
 
 BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
-                                 const MaybeTensor& grad_sum, Gradients gradients) {
+                                 const MaybeTensor& grad_sum, MaybeName dtype, Gradients gradients) {
   check_backward(grad_output, output, rstd, grad_sum, gradients);
-  auto dtype = output.scalar_type();
+  auto of_output = output.scalar_type(), of_input = dtype_of(dtype, of_output);
+  TORCH_CHECK(of_input == of_output || of_input == at::kFloat || of_output == at::kFloat,
+              "srmsnorm: dtype must be that of output (", of_output, "), or one of both float32, got ", of_input);
+  TORCH_CHECK(!gradients.residual || is_16_bit(of_output) || (gradients.input && is_16_bit(of_input)),
+              "srmsnorm: a gradient in float32 needs a 16-bit output, got ", of_output);
+  TORCH_CHECK(!(gradients.input && gradients.residual && of_input == at::kFloat),
+              "srmsnorm: a pair of gradients is one of 16 bits and one in float32, got dtype ", name_of(of_input));
+  bool wide = gradients.input && of_input == at::kFloat && is_16_bit(of_output);
   BackwardTensors tensors{
       {with_unit_stride(grad_output), with_unit_stride(output), rstd, with_unit_stride(grad_sum), {}, {}}};
-  if (gradients.input) tensors.grad_input = empty_rows_like(tensors.output, dtype);
-  if (gradients.residual) tensors.grad_residual = empty_rows_like(tensors.output, at::kFloat);
+  if (gradients.input && !wide) tensors.grad_input = empty_rows_like(tensors.output, of_input);
+  if (gradients.residual || wide) tensors.grad_residual = empty_rows_like(tensors.output, at::kFloat);
+  return tensors;
+}
+
+WideBackwardTensors prepare_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd) {
+  check_wide_backward(grad_output, input, rstd);
+  WideBackwardTensors tensors{{with_unit_stride(grad_output), with_unit_stride(input), rstd, {}}};
+  tensors.grad_input = empty_rows_like(tensors.input, input.scalar_type());
   return tensors;
 }
 
@@ -258,9 +177,9 @@ Tensor _srms_norm_backward(const Tensor& grad_output, const Tensor& output, cons
   auto wanted = dtype.value_or(output.scalar_type());
   TORCH_CHECK(wanted == output.scalar_type() || wanted == at::kFloat, "srmsnorm: dtype must be that of output (",
               output.scalar_type(), ") or float32, got ", wanted);
-  const auto& backward =
-      wanted == output.scalar_type() ? op::_srms_norm_backward_input() : op::_srms_norm_backward_residual();
-  return backward.call(grad_output, output, rstd, grad_sum);
+  if (wanted == output.scalar_type())
+    return op::_srms_norm_backward_input().call(grad_output, output, rstd, grad_sum, {});
+  return op::_srms_norm_backward_residual().call(grad_output, output, rstd, grad_sum);
 }
 
 }  // namespace srmsnorm

@@ -53,6 +53,13 @@ struct ForwardTensors : ForwardOperands<Tensor> {
 
 struct BackwardTensors : BackwardOperands<Tensor> {
   using Args = BackwardArgs;
+
+  // Where there is one: a float32 gradient beside 16 bits is grad_residual, whosever it is.
+  const Tensor& gradient() const { return grad_input.defined() ? grad_input : grad_residual; }
+};
+
+struct WideBackwardTensors : WideBackwardOperands<Tensor> {
+  using Args = WideBackwardArgs;
 };
 
 struct GatedForwardTensors : GatedForwardOperands<Tensor> {
@@ -67,7 +74,7 @@ struct GatedBackwardTensors : GatedBackwardOperands<Tensor> {
 };
 
 struct ForwardOutputs {
-  bool sum = false, rstd = false;
+  bool sum = false, rstd = false, output = true;
 };
 
 struct Gradients {
@@ -87,6 +94,8 @@ double check_forward(const Tensor& input, const Tensor& residual, MaybeDouble ep
 double check_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps);
 void check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
                     Gradients gradients);
+void check_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd);
+void check_scale(const Tensor& input, const MaybeTensor& residual, const Tensor& scale, const MaybeTensor& factor);
 Gating check_gating(MaybeName activation, bool norm_first);
 double check_gated(const Tensor& input, const Tensor& gate, MaybeName activation, MaybeDouble eps);
 void check_gated_backward(const Tensor& grad_output, const Tensor& input, const Tensor& gate, const Tensor& rstd,
@@ -94,13 +103,17 @@ void check_gated_backward(const Tensor& grad_output, const Tensor& input, const 
 
 // Each checks its arguments, then allocates what the call writes. A last dimension whose own stride is not 1 is copied
 // here, the only copy there is.
-ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
+ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps, MaybeName dtype,
                                ForwardOutputs outputs);
+ForwardTensors prepare_scale(const Tensor& input, const MaybeTensor& residual, const Tensor& scale,
+                             const MaybeTensor& factor, MaybeName dtype);
 // In place, lazily negated operands are resolved into copies, which finish_in_place brings back.
 ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps);
 void finish_in_place(const ForwardTensors& done, const Tensor& input, const Tensor& residual);
+// dtype: of the input's gradient.
 BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
-                                 const MaybeTensor& grad_sum, Gradients gradients);
+                                 const MaybeTensor& grad_sum, MaybeName dtype, Gradients gradients);
+WideBackwardTensors prepare_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd);
 GatedForwardTensors prepare_gated(const Tensor& input, const Tensor& gate, MaybeName activation, bool norm_first,
                                   MaybeDouble eps, ForwardOutputs outputs);
 GatedBackwardTensors prepare_gated_backward(const Tensor& grad_output, const Tensor& input, const Tensor& gate,

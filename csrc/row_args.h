@@ -47,17 +47,24 @@ struct Rows {
   int64_t strides[kMaxLevels] = {};
 };
 
-// Accumulation in rstd's dtype: double for double, float for the rest, also when rstd is absent. residual and sum share
-// a dtype: input's, or float beside a 16-bit input. Absent may be: residual, sum (and is without a residual), rstd. In
-// place, output is input and sum is residual, stride by stride; other operands do not overlap what is written.
+// Accumulation in double for double, in float for the rest: the dtype of rstd, scale and factor. residual and sum share
+// a dtype: input's, or float beside a 16-bit input. output has any, but double beside double and there alone. Absent
+// may be: residual, sum (and is without a residual), rstd, output where rstd is not, scale and factor. In place, output
+// is input and sum is residual, stride by stride; other operands do not overlap what is written.
 struct ForwardArgs : ForwardOperands<Rows> {
   RowSpace space;
   double eps = 0;
 };
 
-// Each gradient is rounded once to its own dtype. grad_output, output and grad_input share a dtype; grad_sum and
-// grad_residual have that one, or float beside 16 bits. Absent may be: grad_sum, and one of the gradients.
+// Each gradient is rounded once to its own dtype. grad_output and output share a dtype; grad_sum has that one, or float
+// beside 16 bits; grad_input has that one, or 16 bits beside float; grad_residual is float where another has 16 bits.
+// Absent may be: grad_sum, and one of the gradients.
 struct BackwardArgs : BackwardOperands<Rows> {
+  RowSpace space;
+};
+
+// grad_output is float, input and grad_input have 16 bits.
+struct WideBackwardArgs : WideBackwardOperands<Rows> {
   RowSpace space;
 };
 

@@ -63,12 +63,25 @@ class Level {
 
 // On the tensors as the user sees them: with a batch dimension in front a scalar would pass for a row, and errors would
 // tell of a shape that nobody has.
-void check(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) { check_forward(input, residual, eps); }
-void check(const Tensor& input, const Tensor& residual, MaybeDouble eps) { check_forward(input, residual, eps); }
+template <class... Dtype>
+void check(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps, const Dtype&...) {
+  check_forward(input, residual, eps);
+}
+template <class... Dtype>
+void check(const Tensor& input, const Tensor& residual, MaybeDouble eps, const Dtype&...) {
+  check_forward(input, residual, eps);
+}
 template <class... Dtype>
 void check(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
            const Dtype&...) {
   check_backward(grad_output, output, rstd, grad_sum, {});
+}
+void check(const Tensor& grad_output, const Tensor& input, const Tensor& rstd) {
+  check_wide_backward(grad_output, input, rstd);
+}
+void check(const Tensor& input, const MaybeTensor& residual, const Tensor& scale, const MaybeTensor& factor,
+           MaybeName) {
+  check_scale(input, residual, scale, factor);
 }
 
 void check(const Tensor& input, const Tensor& gate, MaybeName activation, bool, MaybeDouble eps) {

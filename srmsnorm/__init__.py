@@ -7,7 +7,7 @@ from . import _dead_gradients as _dead_gradients  # registers what it has
 from . import functionalization as functionalization  # only registers
 from . import reference
 from ._library import build_info, launch_plan
-from .functional import add_srms_norm, add_srms_norm_, gated_srms_norm, srms_norm
+from .functional import add_srms_norm, add_srms_norm_, gated_srms_norm, rstd, srms_norm
 from .inlining import inline_under_compile
 from .module import SRMSNorm, SRMSNormGated
 
@@ -29,6 +29,7 @@ __all__ = [
     "inline_under_compile",
     "launch_plan",
     "reference",
+    "rstd",
     "srms_norm",
 ]
 

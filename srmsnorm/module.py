@@ -49,6 +49,14 @@ def _checked_eps(eps: float | None, module: str) -> float | None:
     raise ValueError(f"srmsnorm: {module} takes an eps of at least 0, or None, got {eps!r}")
 
 
+def _checked_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    if dtype in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return dtype
+    raise ValueError(
+        f"srmsnorm: SRMSNorm takes an out_dtype of float16, bfloat16, float32, float64 or None, got {dtype!r}"
+    )
+
+
 def _checked_activation(activation: str | None) -> str | None:
     if not (activation is None or isinstance(activation, str)) or activation not in ACTIVATIONS:
         raise ValueError(
@@ -71,15 +79,17 @@ class SRMSNorm(nn.Module):
             taken too.
         eps: added to the mean square, inside the root; at least 0. None as in :func:`srmsnorm.srms_norm`.
         device: taken and ignored, as layer factories pass it.
-        dtype: taken and ignored, as layer factories pass it.
+        dtype: taken and ignored, as layer factories pass it: there are no parameters.
+        out_dtype: of y, the ``dtype`` of :func:`srmsnorm.srms_norm`; None for the input's.
 
     Raises:
-        ValueError: another dim or eps.
+        ValueError: another dim, eps or out_dtype.
     """
 
-    __constants__ = ["dim", "eps"]
+    __constants__ = ["dim", "eps", "out_dtype"]
     dim: int
     eps: float | None
+    out_dtype: torch.dtype | None
 
     def __init__(
         self,
@@ -87,10 +97,13 @@ class SRMSNorm(nn.Module):
         eps: float | None = 1e-6,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        out_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.dim = _checked_dim(dim, "SRMSNorm")
         self.eps = _checked_eps(eps, "SRMSNorm")
+        self.out_dtype = _checked_dtype(out_dtype)
 
     @overload
     def forward(
@@ -115,30 +128,34 @@ class SRMSNorm(nn.Module):
         """
         input = _with_last_dim(input, self.dim)
         if not return_sum:
-            return srms_norm(input, residual, eps=self.eps)
+            return srms_norm(input, residual, eps=self.eps, dtype=self.out_dtype)
         if residual is None:
             raise TypeError(f"SRMSNorm({self.dim}): return_sum=True needs a residual, got None")
-        return add_srms_norm(input, residual, eps=self.eps)
+        return add_srms_norm(input, residual, eps=self.eps, dtype=self.out_dtype)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        return _Scriptable(self.dim, self.eps)
+        return _Scriptable(self.dim, self.eps, self.out_dtype)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"out_dtype": None, **state})  # modules pickled before there was one
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, eps={self.eps}"
+        return f"{self.dim}, eps={self.eps}" + (f", out_dtype={self.out_dtype}" if self.out_dtype else "")
 
 
 class _Scriptable(nn.Module):
     """What ``torch.jit.script`` sees, as TorchScript has no keyword-only arguments: the norm without the sum."""
 
-    def __init__(self, dim: int, eps: float | None) -> None:
+    def __init__(self, dim: int, eps: float | None, out_dtype: torch.dtype | None) -> None:
         super().__init__()
         self.dim = dim
         self.eps = eps
+        self.dtype = None if out_dtype is None else str(out_dtype).removeprefix("torch.")
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if input.ndim == 0 or input.shape[-1] != self.dim:
             raise RuntimeError(_wrong(input, self.dim))
-        return torch.ops.srmsnorm.srms_norm(input, residual, eps=self.eps)
+        return torch.ops.srmsnorm.srms_norm(input, residual, eps=self.eps, dtype=self.dtype)
 
 
 class SRMSNormGated(nn.Module):

@@ -4,7 +4,8 @@
     r = (mean(h^2, last dim) + eps)^-1/2
     y = h * r
 
-h is summed once in the accumulation type (float64 for float64, float32 for the rest) and rounded once, at the end. eps,
+h is summed once in the accumulation type (float64 for float64, float32 for the rest) and y is rounded once, to the
+input's dtype or another. eps,
 a number that is added to such a tensor, is first rounded to its type. With a gate, a = activation(gate):
 
     z = (h * r) * a              r of h
@@ -18,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "accumulation_dtype", "add_srms_norm", "default_eps", "gated_srms_norm", "srms_norm"]
+__all__ = ["ACTIVATIONS", "accumulation_dtype", "add_srms_norm", "default_eps", "gated_srms_norm", "rstd", "srms_norm"]
 
 # By the names that the operators know.
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -39,15 +40,24 @@ def default_eps(dtype: torch.dtype) -> float:
     return torch.finfo(accumulation_dtype(dtype)).eps
 
 
-def srms_norm(input: Tensor, residual: Tensor | None = None, *, eps: float | None = None) -> Tensor:
+def srms_norm(
+    input: Tensor, residual: Tensor | None = None, *, eps: float | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """The norm of ``input`` (+ ``residual``); the operator of the same name says more."""
-    return _norm(_sum(input, residual), eps).to(input.dtype)
+    return _norm(_sum(input, residual), eps).to(dtype or input.dtype)
 
 
-def add_srms_norm(input: Tensor, residual: Tensor, *, eps: float | None = None) -> tuple[Tensor, Tensor]:
+def add_srms_norm(
+    input: Tensor, residual: Tensor, *, eps: float | None = None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """The norm of ``input + residual``, and that sum in the residual's dtype."""
     h = _sum(input, residual)
-    return _norm(h, eps).to(input.dtype), h.to(residual.dtype)
+    return _norm(h, eps).to(dtype or input.dtype), h.to(residual.dtype)
+
+
+def rstd(input: Tensor, residual: Tensor | None = None, *, eps: float | None = None) -> Tensor:
+    """What the norm multiplies a row by."""
+    return _rstd(_sum(input, residual), eps).squeeze(-1)
 
 
 def gated_srms_norm(
@@ -70,6 +80,10 @@ def _sum(input: Tensor, residual: Tensor | None) -> Tensor:
     return h if residual is None else h + residual.to(h.dtype)
 
 
-def _norm(h: Tensor, eps: float | None) -> Tensor:
+def _rstd(h: Tensor, eps: float | None) -> Tensor:
     eps = default_eps(h.dtype) if eps is None else eps
-    return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+    return torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+
+
+def _norm(h: Tensor, eps: float | None) -> Tensor:
+    return h * _rstd(h, eps)

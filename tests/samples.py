@@ -181,7 +181,51 @@ def calls(kind, shape, device="cpu", *, layout=contiguous):
             ("_srms_norm_backward_pair", (g, y, rstd), {}),
             ("_srms_norm_backward_pair", (g, y, rstd, gh), {}),
         ]
+    found += converted_calls(kind, shape, device, layout=layout)
     return found + gated_calls(kind, shape, device, layout=layout)
+
+
+def name(dtype):
+    """As schemas hold it."""
+    return str(dtype).removeprefix("torch.")
+
+
+# y in another dtype than the input's: wider, narrower, or another of 16 bits.
+OTHERS = {HALF: (FLOAT, BFLOAT), BFLOAT: (FLOAT, HALF), FLOAT: (HALF, BFLOAT), DOUBLE: ()}
+
+
+def converted_calls(kind, shape, device="cpu", *, layout=contiguous):
+    """The operators with a y of another dtype, rstd alone, and rows times numbers."""
+    ops = torch.ops.srmsnorm
+    x, stream = forward(kind, shape, device, layout=layout)
+    rstd = ops._srms_norm(x, stream, 1e-3)[1]
+    factor = rstd * -0.5
+    found = [
+        ("rstd", (x,), {"eps": 1e-3}),
+        ("_scale_rows", (x, None, rstd), {}),
+        ("_scale_rows", (x, stream, rstd, factor), {}),
+    ]
+    if kind.residual is not None:
+        found.append(("rstd", (x, stream), {}))
+    for dtype in OTHERS[kind.dtype]:
+        y, g = (tensor(shape, dtype, device, layout=layout, name=of) for of in ("output", "grad_output"))
+        found += [
+            ("srms_norm", (x, stream), {"eps": 1e-3, "dtype": name(dtype)}),
+            ("_srms_norm", (x, stream, 1e-3), {"dtype": name(dtype)}),
+            ("_scale_rows", (x, stream, rstd, factor), {"dtype": name(dtype)}),
+        ]
+        if kind.residual is not None:
+            found.append(("_add_srms_norm", (x, stream, 1e-3), {"dtype": name(dtype)}))
+            found.append(("add_srms_norm", (x, stream), {"eps": 1e-3, "dtype": name(dtype)}))
+        if FLOAT in (dtype, kind.dtype):
+            found.append(("_srms_norm_backward_input", (g, y, rstd), {"dtype": name(kind.dtype)}))
+        if dtype == FLOAT:
+            gh = tensor(shape, FLOAT, device, layout=layout, name="grad_sum")
+            found.append(("_srms_norm_backward_input", (g, y, rstd, gh), {"dtype": name(kind.dtype)}))
+            found.append(("_srms_norm_backward_of_input", (g, x, rstd), {}))
+            if kind.residual == FLOAT:
+                found.append(("_srms_norm_backward_pair", (g, y, rstd, gh), {"dtype": name(kind.dtype)}))
+    return found
 
 
 def gated_calls(kind, shape, device="cpu", *, layout=contiguous):

@@ -2,7 +2,8 @@
 
 ``python tests/saved_programs.py NAME`` wrote ``tests/data/NAME.pt2`` (the program) and ``NAME.pt`` (its inputs and
 results), with torch 2.11 and srmsnorm 0.1.0: ``operators`` before ``_srms_norm_backward`` became a choice between two
-other operators, ``later`` after that, ``gated`` with the first operators that take a gate. They show that programs stay
+other operators, ``later`` after that, ``gated`` with the first operators that take a gate, ``converted`` with the first
+that take a dtype by its name and with rstd alone. They show that programs stay
 loadable, so write another pair of files beside them rather than these again. ``schemas.txt`` is what the operators were
 when programs were first saved with them: its lines stay, too."""
 
@@ -67,6 +68,30 @@ class Later(torch.nn.Module):
         )
 
 
+class Converted(torch.nn.Module):
+    """The operators whose results have another dtype than the input; rstd alone, and rows times numbers."""
+
+    def forward(self, x, stream, g, gh):
+        ops = torch.ops.srmsnorm
+        z, rstd = ops._srms_norm(x, None, 1e-3, dtype="float32")
+        y, sum = ops.add_srms_norm(x, stream, dtype="float16")
+        more, _, r = ops._add_srms_norm(x, stream, None, dtype="float32")
+        return (
+            ops.srms_norm(x, stream, eps=1e-3, dtype="float32"),
+            z,
+            y,
+            sum,
+            more,
+            ops._srms_norm_backward_of_input(gh, x, rstd),
+            ops._srms_norm_backward_input(gh, more, r, dtype="bfloat16"),
+            *ops._srms_norm_backward_pair(gh, more, r, gh, dtype="bfloat16"),
+            ops.rstd(x),
+            ops.rstd(x, stream, eps=1e-3),
+            ops._scale_rows(x, stream, r),
+            ops._scale_rows(g, None, r, rstd, dtype="float32"),
+        )
+
+
 class Gated(torch.nn.Module):
     """The operators with a gate: every activation and order."""
 
@@ -89,7 +114,7 @@ class Gated(torch.nn.Module):
         return tuple(torch.utils._pytree.tree_leaves(found))
 
 
-PROGRAMS = {"operators": Every, "later": Later, "gated": Gated}
+PROGRAMS = {"operators": Every, "later": Later, "gated": Gated, "converted": Converted}
 
 
 def operands() -> tuple[torch.Tensor, ...]:

@@ -227,6 +227,8 @@ constexpr LaunchHints hints(const Gpu& gpu, int64_t dim, int read, int written, 
   return launch_hints(gpu, plan, {{rows, 2 * dim * read, 2 * dim * written, same}});
 }}
 constexpr bool is(LaunchHints hints, bool kept, bool apart) {{ return hints.kept == kept && hints.apart == apart; }}
+static_assert(hints(h100, 4096, 1, 2).streamed && !hints(h200, 4096, 1, 2).streamed);  // where it was measured
+static_assert(!hints(h100, 4096, 1, 2, 16).streamed);                                 // nor where it fits the L2
 constexpr bool everywhere(const Gpu& gpu, bool balanced, bool others, bool in_a_warp, bool apart) {{
   for (int64_t dim : {{64, 96, 2048, 4096, 6144, 8192, 16384}})
     for (int read : {{1, 2, 3}})

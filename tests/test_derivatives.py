@@ -37,6 +37,10 @@ FUNCTIONS = {
     "_srms_norm_backward_input": (lambda g, y, r: ops._srms_norm_backward_input(g, y, r), (G, X, R)),
     "_srms_norm_backward_input with sum": (lambda g, y, r, s: ops._srms_norm_backward_input(g, y, r, s), (G, X, R, X)),
     "_srms_norm_backward": (lambda g, y, r, s: ops._srms_norm_backward(g, y, r, s, dtype=DOUBLE), (G, X, R, X)),
+    "rstd": (lambda x: srmsnorm.rstd(x, eps=EPS), (X,)),
+    "rstd with residual": (lambda x, s: srmsnorm.rstd(x, s, eps=EPS), (X, X)),
+    "_scale_rows": (lambda x, r: ops._scale_rows(x, None, r), (X, R)),
+    "_scale_rows with all": (lambda x, s, r, f: ops._scale_rows(x, s, r, f), (X, X, R, R)),
 }
 EVERY = pytest.mark.parametrize("name", FUNCTIONS)
 

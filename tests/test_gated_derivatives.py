@@ -134,11 +134,16 @@ def test_other_dtypes(device, kind, name, options):
     function, wide = operator(name, options)[0], [t.to(DOUBLE) for t in operands]
     moved = [samples.values(t.shape, t.dtype, device, name=f"moved {i}").clamp(-3, 3) for i, t in enumerate(operands)]
     wide_moved = [t.to(DOUBLE) for t in moved]
+    absolute = [[t.abs() for t in each] for each in (wide, wide_moved)]
     for carry in choices(len(operands)):
         got, want = pushed(function, operands, moved, carry), pushed(function, wide, wide_moved, carry)
-        for result, tangent, expected in zip(tree_leaves(function(*operands)), got, want, strict=True):
+        terms = pushed(function, *absolute, carry)  # of rstd's tangent, a sum over the row that may cancel
+        for result, tangent, expected, size in zip(tree_leaves(function(*operands)), got, want, terms, strict=True):
             assert tangent.dtype == result.dtype
-            assert_close_rows(tangent, expected, result.dtype)
+            if result.ndim == 1 and OPERATORS[name][1] is FORWARD:
+                assert ((tangent - expected).abs() <= 8 * torch.finfo(result.dtype).eps * size.abs()).all()
+            else:
+                assert_close_rows(tangent, expected, result.dtype)
     results = tree_leaves(function(*operands))
     v = [samples.values(t.shape, t.dtype, device, name=f"v {i}").clamp(-3, 3) for i, t in enumerate(results)]
     for a, b, operand in zip(

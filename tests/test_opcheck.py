@@ -7,10 +7,10 @@ from samples import BFLOAT, DOUBLE, FLOAT, HALF, Kind
 
 ops = torch.ops.srmsnorm
 NAMES = ["srms_norm", "add_srms_norm", "add_srms_norm_"]
-NAMES += ["_srms_norm", "_add_srms_norm", "_srms_norm_backward", "_srms_norm_backward_input"]
+NAMES += ["_srms_norm", "_add_srms_norm", "_srms_norm_backward", "_srms_norm_backward_input", "rstd", "_scale_rows"]
 NAMES += ["gated_srms_norm", "_gated_srms_norm", "_gated_srms_norm_backward"]
 NAMES += ["_gated_srms_norm_backward_input", "_gated_srms_norm_backward_gate"]
-MIXED_ONLY = ["_srms_norm_backward_residual", "_srms_norm_backward_pair"]
+MIXED_ONLY = ["_srms_norm_backward_residual", "_srms_norm_backward_pair", "_srms_norm_backward_of_input"]
 SHAPE = (3, 16)
 
 

@@ -41,6 +41,7 @@ def test_the_operator_with_a_dtype_is_decomposed():
         ("operators", "not strict"),
         ("later", "saved"),
         ("gated", "saved"),
+        ("converted", "saved"),
     ],
 )
 def test_package(name, source, tmp_path):

@@ -12,8 +12,8 @@ using Sweep = void (*)(const Args& args, int64_t first_row, int64_t last_row);
 template <class Args>
 using Select = Sweep<Args> (*)(const Args&);
 
-using Sweeps =
-    std::tuple<Select<ForwardArgs>, Select<BackwardArgs>, Select<GatedForwardArgs>, Select<GatedBackwardArgs>>;
+using Sweeps = std::tuple<Select<ForwardArgs>, Select<BackwardArgs>, Select<WideBackwardArgs>, Select<GatedForwardArgs>,
+                          Select<GatedBackwardArgs>>;
 
 extern const Sweeps kPortable;
 #if defined(__x86_64__)

@@ -28,6 +28,31 @@ struct Cursor {
   void next() { row += rows->strides[0]; }
 };
 
+// An element whose dtype the call says.
+struct AnyElement {};
+
+template <>
+struct Cursor<AnyElement> {
+  char* row = nullptr;
+  const Rows* rows = nullptr;
+
+  void open(const Rows& operand) { rows = &operand; }
+  explicit operator bool() const { return rows->data; }
+
+  void seek(const int64_t* index, int levels) {
+    row = static_cast<char*>(rows->data);
+    for (int level = 0; level < levels; ++level) row += index[level] * rows->strides[level] * size_of(rows->dtype);
+  }
+  void next() { row += rows->strides[0] * size_of(rows->dtype); }
+
+  template <int W, class A>
+  SRMSNORM_SIMD void store(Vec<A, W> value, int64_t i) const {
+    with_type<Half, BFloat16>(rows->dtype, [&]<class T>(T) SRMSNORM_TARGET {
+      if constexpr (std::is_same_v<Accumulator<T>, A>) cpu::store<W>(reinterpret_cast<T*>(row) + i, value);
+    });
+  }
+};
+
 template <>
 struct Cursor<Absent> {
   void open(const Rows&) {}
@@ -106,10 +131,27 @@ struct Normalized {
   }
 };
 
+// y in any dtype, or not at all.
+template <class Sum, class Accumulator>
+struct Converted {
+  using A = Accumulator;
+  Cursor<AnyElement> output;
+  Cursor<Sum> sum;
+
+  static constexpr bool kTwoResults = false;
+
+  template <int W>
+  SRMSNORM_SIMD void write_made(Vec<A, W> h, Vec<A, W> y, int64_t i) const {
+    if (output) output.template store<W, A>(y, i);
+    if constexpr (kPresent<Sum>) store<W>(sum.row + i, h);
+  }
+};
+
 template <class Source, class Epilogue>
 struct Forward : Source, Epilogue {
   using A = typename Source::A;
   Cursor<A> rstd;
+  Cursor<Absent> scale, factor;
   double eps;
   A r = 0;
 
@@ -136,6 +178,23 @@ struct Forward : Source, Epilogue {
 
 template <class T, class Gate>
 using GatedForward = Forward<GatedSource<T, Gate>, Normalized<T, Absent>>;
+
+// h times numbers that are given.
+template <class Source>
+struct Scaled : Source, Converted<Absent, typename Source::A> {
+  using A = typename Source::A;
+  Cursor<Absent> rstd;
+  Cursor<const A> scale, factor;
+
+  template <class Args>
+  explicit Scaled(const Args& args) : Source(args) {}
+
+  template <int W>
+  SRMSNORM_SIMD void write(int64_t i) const {
+    auto y = Source::template h<W>(i) * *scale.row;
+    Scaled::template write_made<W>(y, factor ? y * *factor.row : y, i);
+  }
+};
 
 // y = input * rstd (* a where the gate comes first).
 template <class T, class Gate>
@@ -175,6 +234,38 @@ struct GatedBackward {
   }
 };
 
+// Of an output wider than the input, which is kept: y = input * rstd.
+template <class T>
+struct WideBackward {
+  using A = Accumulator<T>;
+  Cursor<const A> grad_output;
+  Cursor<const T> input;
+  Cursor<const A> rstd;
+  Cursor<T> grad_input;
+  A r = 0, mean = 0;
+
+  explicit WideBackward(const WideBackwardArgs&) {}
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
+    return total + load<W>(input.row + i) * load<W>(grad_output.row + i);
+  }
+
+  void reduced(double row_mean) {
+    r = *rstd.row;
+    mean = static_cast<A>(row_mean * r);
+  }
+
+  static constexpr bool kTwoResults = false;
+
+  template <int W>
+  SRMSNORM_SIMD void write(int64_t i) const {
+    auto y = load<W>(input.row + i) * r;
+    store<W>(grad_input.row + i, r * (load<W>(grad_output.row + i) - y * mean));
+  }
+};
+
+// GradInput: the output's type, Absent, or beside float AnyElement.
 template <class T, class GradSum, class GradInput, class GradResidual>
 struct Backward {
   using A = Accumulator<T>;
@@ -197,7 +288,8 @@ struct Backward {
     mean = static_cast<A>(row_mean);
   }
 
-  static constexpr bool kTwoResults = kPresent<GradInput> && kPresent<GradResidual>;
+  static constexpr bool kAny = std::is_same_v<GradInput, AnyElement>;
+  static constexpr bool kTwoResults = !kAny && kPresent<GradInput> && kPresent<GradResidual>;
   auto result() const {
     if constexpr (kPresent<GradInput>)
       return grad_input.row;
@@ -209,7 +301,10 @@ struct Backward {
   SRMSNORM_SIMD void write(int64_t i) const {
     auto grad = r * (load<W>(grad_output.row + i) - load<W>(output.row + i) * mean);
     if constexpr (kPresent<GradSum>) grad += load<W>(grad_sum.row + i);
-    if constexpr (kPresent<GradInput>) store<W>(grad_input.row + i, grad);
+    if constexpr (kAny)
+      grad_input.template store<W, A>(grad, i);
+    else if constexpr (kPresent<GradInput>)
+      store<W>(grad_input.row + i, grad);
     if constexpr (kPresent<GradResidual>) store<W>(grad_residual.row + i, grad);
   }
 };

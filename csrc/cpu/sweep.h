@@ -76,9 +76,12 @@ SRMSNORM_SIMD void write_tail(const Row& row, int64_t i, int64_t end) {
 // lost 30 % at 1001).
 template <int W, class Row>
 SRMSNORM_SIMD int64_t first_vector(const Row& row, int64_t dim) {
-  if (!Row::kTwoResults || dim < 32 * W) return 0;
-  int64_t past = reinterpret_cast<uintptr_t>(row.result()) / sizeof(*row.result()) % W;
-  return past == 0 ? 0 : W - past;
+  if constexpr (Row::kTwoResults) {
+    int64_t past = reinterpret_cast<uintptr_t>(row.result()) / sizeof(*row.result()) % W;
+    return past == 0 || dim < 32 * W ? 0 : W - past;
+  } else {
+    return 0;
+  }
 }
 
 template <class Row>
@@ -90,6 +93,9 @@ SRMSNORM_SIMD void write(const Row& row, int64_t dim) {
   for (; i + W <= dim; i += W) row.template write<W>(i);
   if (i < dim) write_tail<W / 2>(row, i, dim);
 }
+
+template <class Row>
+constexpr bool kReduces = requires(Row row) { row.reduced(0.); };
 
 template <class Row, class Args>
 SRMSNORM_TARGET void sweep(const Args& args, int64_t first_row, int64_t last_row) {
@@ -106,7 +112,7 @@ SRMSNORM_TARGET void sweep(const Args& args, int64_t first_row, int64_t last_row
     Args::zip([&](Use, auto& cursor) { cursor.seek(index, space.levels); }, row);
     auto run = std::min(last_row - first_row, space.sizes[0] - index[0]);
     for (first_row += run; run > 0; --run) {
-      row.reduced(reduce(row, space.dim) * per_element);
+      if constexpr (kReduces<Row>) row.reduced(reduce(row, space.dim) * per_element);
       write(row, space.dim);
       Args::zip([](Use, auto& cursor) { cursor.next(); }, row);
     }
@@ -126,6 +132,12 @@ auto with_type_beside(const Rows& rows, DType dtype, F f) {
 Sweep<ForwardArgs> select_forward(const ForwardArgs& args) {
   return with_type<Half, BFloat16>(args.main().dtype, [&]<class T>(T) {
     return with_type_beside<T>(args.residual, args.input.dtype, [&]<class R>(R) -> Sweep<ForwardArgs> {
+      using A = Accumulator<T>;
+      if (args.scale.data) return sweep<Scaled<Source<T, R>>>;
+      if (!args.output.data || args.output.dtype != args.input.dtype) {
+        if (kPresent<R> && args.sum.data) return sweep<Forward<Source<T, R>, Converted<R, A>>>;
+        return sweep<Forward<Source<T, R>, Converted<Absent, A>>>;
+      }
       if (kPresent<R> && args.sum.data) return sweep<Forward<Source<T, R>, Normalized<T, R>>>;
       return sweep<Forward<Source<T, R>, Normalized<T, Absent>>>;
     });
@@ -139,9 +151,18 @@ Sweep<BackwardArgs> select_backward(const BackwardArgs& args) {
         if constexpr (kPresent<R>) {
           if (!args.grad_input.data) return sweep<Backward<T, G, Absent, R>>;
         }
+        if constexpr (std::is_same_v<T, float>)
+          if (args.grad_input.dtype != args.output.dtype) return sweep<Backward<T, G, AnyElement, R>>;
         return sweep<Backward<T, G, T, R>>;
       });
     });
+  });
+}
+
+Sweep<WideBackwardArgs> select_wide_backward(const WideBackwardArgs& args) {
+  return with_type<Half, BFloat16>(args.main().dtype, []<class T>(T) -> Sweep<WideBackwardArgs> {
+    if constexpr (kIs16Bit<T>) return sweep<WideBackward<T>>;
+    return nullptr;
   });
 }
 
@@ -156,8 +177,8 @@ Sweep<Args> select_gated(const Args& args) {
   });
 }
 
-constexpr Sweeps kSweeps{select_forward, select_backward, select_gated<GatedForward, GatedForwardArgs>,
-                         select_gated<GatedBackward, GatedBackwardArgs>};
+constexpr Sweeps kSweeps{select_forward, select_backward, select_wide_backward,
+                         select_gated<GatedForward, GatedForwardArgs>, select_gated<GatedBackward, GatedBackwardArgs>};
 
 }  // namespace
 }  // namespace srmsnorm::cpu

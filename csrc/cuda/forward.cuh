@@ -18,8 +18,9 @@ __device__ __forceinline__ float reciprocal_root(float x) {
 //   Operands                     all of the call's, the source's first
 //   Total, term(h)               what a row is reduced to, and a vector's part of it
 //   squares(total)               the sum of squares in it
-//   reduced(total, r)            what it keeps of both
+//   reduced(total, r)            what it keeps of both, or makes of r
 //   open_rest, store_rows        as an Op's
+//   OwnArgs<Args>                what a kernel is handed for it
 template <class Source, class Output = typename Source::Element>
 struct Normalized {
   using Accumulator = typename Source::Accumulator;
@@ -29,6 +30,9 @@ struct Normalized {
   using Operands =
       join<typename Source::Operands, OperandList<&Call::output>, typename Source::Sum, OperandList<&Call::rstd>>;
   static constexpr int kOutput = Source::Operands::kCount, kSum = kOutput + 1, kRstd = Operands::index(&Call::rstd);
+
+  template <class Args>
+  using OwnArgs = Args;
 
   Output* output;
   Residual* sum;
@@ -40,7 +44,7 @@ struct Normalized {
   }
 
   static __device__ __forceinline__ Accumulator squares(Total total) { return total; }
-  __device__ __forceinline__ void reduced(Total, Accumulator) {}
+  __device__ __forceinline__ void reduced(Total, Accumulator&) {}
 
   template <class Args>
   __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
@@ -81,7 +85,8 @@ struct ForwardOp : Source, Epilogue {
   using Total = typename Epilogue::Total;
   static constexpr int kRstd = Operands::index(&Call::rstd);
   template <bool flat>
-  using Args = typename Source::template OwnArgs<KernelArgs<flat, Operands, Source::Operands::kCount, Accumulator>>;
+  using Args = typename Epilogue::template OwnArgs<
+      typename Source::template OwnArgs<KernelArgs<flat, Operands, Source::Operands::kCount, Accumulator>>>;
   template <int N, bool shifted, bool first>
   using Held = typename Source::template Held<N, shifted, first>;
 

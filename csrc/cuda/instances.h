@@ -46,6 +46,14 @@ struct Instance {
   int vectors;
   Of flat, kept, general, shifted, twice;
 
+  // Of an operator with few instances none is kept, and where whole warps share them, rows that lie anywhere are read
+  // as shifted (parts of a warp would lose by it: dim 100 0.68 of the roof).
+  constexpr bool is_for(Chunks chunks, Reading reading, bool is_flat) const {
+    bool once = reading == Reading::Once && !is_flat, warps = sharing == Sharing::Warps;
+    bool spared = reading == Reading::Kept || (once && warps && includes(shifted, chunks));
+    return !(chunks.few && spared) && includes(operators(reading, is_flat), chunks);
+  }
+
   constexpr Of operators(Reading reading, bool is_flat) const {
     switch (reading) {
       case Reading::Once:
@@ -79,7 +87,7 @@ constexpr bool holds(const Instance& instance, const LaunchPlan& plan) {
 
 constexpr bool has_instance(const LaunchPlan& plan, Reading reading, bool flat, Chunks chunks) {
   for (const auto& instance : kInstances)
-    if (holds(instance, plan)) return includes(instance.operators(reading, flat), chunks);
+    if (holds(instance, plan)) return instance.is_for(chunks, reading, flat);
   return false;
 }
 

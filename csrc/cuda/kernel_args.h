@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "../row_args.h"
+#include "hints.h"
 
 namespace srmsnorm {
 
@@ -90,15 +91,22 @@ struct GatedArgs : Args {
   Gating gating;
 };
 
+inline DType dtype_written(const ForwardArgs& call) { return call.output.dtype; }
+inline DType dtype_written(const BackwardArgs& call) { return call.grad_input.dtype; }
+
 template <class Operands, class Args, class Call>
-Args kernel_args(const Call& call, int ahead) {
+Args kernel_args(const Call& call, const LaunchHints& hints) {
   const RowSpace& space = call.space;
   Args args{};
   args.rows = space.rows;
   args.dim = space.dim;
-  args.ahead = ahead;
+  args.ahead = hints.ahead;
   if constexpr (requires { call.eps; }) args.eps = static_cast<decltype(args.eps)>(call.eps);
   if constexpr (requires { args.gating; }) args.gating = call.gating;
+  if constexpr (requires { args.written; }) {
+    args.written = dtype_written(call);
+    args.streams = hints.streamed;
+  }
   args.inverse_dim = static_cast<decltype(args.eps)>(1. / static_cast<double>(space.dim));
   Operands::each(call, [&](const Rows& rows, int i) { args.of(i) = {rows.data, rows.strides[0]}; });
   if constexpr (!Args::kFlat) {

@@ -68,7 +68,7 @@ using Kernel = void (*)(typename Op::template Args<flat>);
 template <class Op, bool flat, Reading reading, size_t i>
 void find_instance(const LaunchPlan& plan, Kernel<Op, flat>& found) {
   constexpr Instance instance = kInstances[i];
-  if constexpr (includes(instance.operators(reading, flat), Op::kChunks))
+  if constexpr (instance.is_for(Op::kChunks, reading, flat))
     if (holds(instance, plan)) found = row_kernel<Op, instance.vectors, instance.sharing, flat, reading>;
 }
 
@@ -153,14 +153,15 @@ cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, cudaStream_t s
   static_assert(every_plan_has_an_instance(Op::kChunks));
   auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment_of(call), gpu);
   auto hints = launch_hints(gpu, plan, traffic_of(call));
-  bool flat = !plan.edges && call.space.levels == 1, gains = flat && Op::kChunks.late == 0 && !Op::kChunks.gated;
+  bool flat = !plan.edges && call.space.levels == 1,
+       gains = flat && !Op::kChunks.late && !Op::kChunks.gated && !Op::kChunks.few;
   if (!flat) plan = general_plan(plan, Op::kChunks);
   auto shared = shared_bytes<Op>(plan, call.space.dim, gains && hints.apart, gpu);
   auto launched = [&](auto kernel, const auto& args) { return launch_as(kernel, args, plan, shared, gpu, stream); };
   return flat ? launched(flat_kernel<Op>(plan, gains && hints.kept),
-                         kernel_args<typename Op::Operands, typename Op::template Args<true>>(call, hints.ahead))
+                         kernel_args<typename Op::Operands, typename Op::template Args<true>>(call, hints))
               : launched(general_kernel<Op>(plan),
-                         kernel_args<typename Op::Operands, typename Op::template Args<false>>(call, hints.ahead));
+                         kernel_args<typename Op::Operands, typename Op::template Args<false>>(call, hints));
 }
 
 }  // namespace srmsnorm

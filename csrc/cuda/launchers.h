@@ -12,8 +12,13 @@ namespace srmsnorm::cuda {
 // gpu: the stream's; of wide rows with the largest cluster of the stream's context.
 cudaError_t launch(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream);
 cudaError_t launch(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
+cudaError_t launch(const WideBackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
 cudaError_t launch(const GatedForwardArgs& args, const Gpu& gpu, cudaStream_t stream);
 cudaError_t launch(const GatedBackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
+
+// What the first two call for results of another dtype than the main operand's, and where numbers are given.
+cudaError_t launch_converted(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream);
+cudaError_t launch_converted(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
 
 // All of a GPU but the largest cluster.
 cudaError_t describe(int device, Gpu& gpu);

@@ -48,7 +48,13 @@ constexpr int64_t kWidest = 1 << 30;  // vectors of a row: wider ones have its p
 struct Chunks {
   int all, late;
   bool backward, gated;
+  bool few = false;  // of an operator that has fewer instances (instances.h); no plan depends on it
 };
+
+constexpr Chunks with_few_instances(Chunks chunks) {
+  chunks.few = true;
+  return chunks;
+}
 
 constexpr int most_vectors(Chunks chunks) { return chunks.gated ? 4 : 8; }
 

@@ -10,7 +10,8 @@
 //   Held<N, shifted, first>     what is held of N elements of the row, by operand; shifted: those that do not lie as
 //                               begin() does, first: that one too
 //   Op(args, row index)         pointers to the row in the operands that are loaded first
-//   open_rest(args, row index)  and in the others, the first of which is never absent; what is read once a row
+//   open_rest(args, row index)  and in the others, the first of which is never absent but where there is a kAnyAbsent;
+//                               what is read once a row
 //   begin()                     the operand whose address decides how the row is cut
 //   each(held, f)               f(vector, pointer to its row) for every operand that the reduction needs
 //   each_late(held, f)          the same for those that it does not
@@ -109,7 +110,8 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
     // for after the reduction, as where lanes share a row (64 x 256 1.15 us for 1.21, backward 1.25 for 1.41).
     if (args.dim > 0) {
       op.open_rest(args, readable);
-      if (!args.of(Op::template Args<flat>::kFirstOfRest).data) __trap();
+      if constexpr (!requires { Op::kAnyAbsent; })
+        if (!args.of(Op::template Args<flat>::kFirstOfRest).data) __trap();
     }
     add_edges();
     // The branch, always taken, keeps all loads before it: else some wait until others are summed, which saves

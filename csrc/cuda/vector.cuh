@@ -14,6 +14,14 @@ struct Place {
   __device__ __forceinline__ bool ends_run() const { return left == 1 || lane_in_row() == run - 1; }
 };
 
+// How a chunk of a result is stored: as any other, or as one that the L2 need not keep.
+struct Put {
+  __device__ __forceinline__ void operator()(uint4* to, const uint4& chunk) const { *to = chunk; }
+};
+struct PutStreaming {
+  __device__ __forceinline__ void operator()(uint4* to, const uint4& chunk) const { __stcs(to, chunk); }
+};
+
 // N elements, as they lie in memory. shifted: at any element's address; the chunks that they lie in are loaded first,
 // and put in place when all loads are on their way.
 template <class T, int N, bool shifted = false>
@@ -86,17 +94,17 @@ struct alignas(16) Vector {
 
   // By all lanes of the warp. Of vectors of two chunks, two lanes store first the even one's and then the odd one's: a
   // store of every other 16 bytes would cost the L2 as much as a full one.
-  template <class Index>
-  __device__ __forceinline__ void store(T* to, const Place<Index>& place) const {
+  template <class Index, class Put = srmsnorm::Put>
+  __device__ __forceinline__ void store(T* to, const Place<Index>& place, Put put = {}) const {
     auto* there = reinterpret_cast<uint4*>(to);
     if (kChunks == 2 && blockDim.x > 1) {
       int odd = threadIdx.x % 2;
       uint4 others = of_lane(odd ? chunks[0] : chunks[kChunks - 1], lane_in_warp() ^ 1);
-      if (place.left + odd > 0) there[-odd] = odd ? others : chunks[0];
-      if (place.left + odd > 1) there[2 - odd] = odd ? chunks[kChunks - 1] : others;
+      if (place.left + odd > 0) put(there - odd, odd ? others : chunks[0]);
+      if (place.left + odd > 1) put(there + 2 - odd, odd ? chunks[kChunks - 1] : others);
     } else if (place.left > 0) {
 #pragma unroll
-      for (int i = 0; i < kChunks; i++) there[i] = chunks[i];
+      for (int i = 0; i < kChunks; i++) put(there + i, chunks[i]);
     }
   }
 
@@ -131,6 +139,15 @@ struct alignas(16) Vector {
     T elements[N];
     narrow(from, elements);
     memcpy(chunks, elements, sizeof(elements));
+  }
+};
+
+// The same, stored as what the L2 need not keep where it lies at 16 bytes.
+template <class T, int N>
+struct Streamed : Vector<T, N> {
+  template <class Index>
+  __device__ __forceinline__ void store(T* to, const Place<Index>& place) const {
+    Vector<T, N>::store(to, place, PutStreaming());
   }
 };
 

@@ -1,0 +1,248 @@
+// y in a dtype that the call says, or no y where rstd alone is asked for, or h times numbers that are given; and
+// gradients where y is wider than the input. Fewer instances than of the norm (Chunks::few): they are rarer.
+#pragma once
+#include "backward.cuh"
+#include "forward.cuh"
+
+namespace srmsnorm {
+
+// A kernel's arguments with the dtype of what it writes.
+template <class Args>
+struct ConvertedArgs : Args {
+  DType written;
+  bool streams;  // LaunchHints::streamed
+};
+
+// f(vector, row), once, with the numbers in that dtype and the row as one of it. Of the types that go with the
+// accumulation type; the branch is the same in all threads.
+template <class A, int N, class F>
+__device__ __forceinline__ void store_as(DType dtype, bool streams, const A (&numbers)[N], void* row, F f) {
+  auto as = [&]<class Out>(Out out, auto* to) {
+    out.set(numbers);
+    f(out, to);
+  };
+  if constexpr (std::is_same_v<A, double>) {
+    as(Vector<double, N>(), static_cast<double*>(row));
+  } else if (dtype == DType::Half) {
+    as(Vector<half, N>(), static_cast<half*>(row));
+  } else if (dtype == DType::BFloat16) {
+    as(Vector<bfloat16, N>(), static_cast<bfloat16*>(row));
+  } else {
+    if constexpr (N >= 8)  // beside 16 bits, half of what is moved
+      if (streams) return as(Streamed<float, N>(), static_cast<float*>(row));
+    as(Vector<float, N>(), static_cast<float*>(row));
+  }
+}
+
+// Where a row of that dtype begins.
+template <class Offset, class Args>
+__device__ __forceinline__ void* row_of(const Offset& offset, const Args& args, int i, DType dtype) {
+  if (dtype == DType::Double) return offset.template in<double>(args, i);
+  if (dtype == DType::Float) return offset.template in<float>(args, i);
+  return offset.template in<half>(args, i);
+}
+
+// The epilogue that writes y in any dtype. Where a scale is given, what has been reduced is not used.
+template <class Source>
+struct Converted {
+  using Accumulator = typename Source::Accumulator;
+  using Total = Accumulator;
+  using Residual = typename Source::Residual;
+  using Call = typename Source::Call;
+  using Operands = join<typename Source::Operands, OperandList<&Call::output>, typename Source::Sum,
+                        OperandList<&Call::rstd, &Call::scale, &Call::factor>>;
+  template <class Args>
+  using OwnArgs = ConvertedArgs<Args>;
+  static constexpr bool kAnyAbsent = true;
+  static constexpr int kOutput = Source::Operands::kCount, kSum = kOutput + 1, kRstd = Operands::index(&Call::rstd),
+                       kScale = kRstd + 1, kFactor = kRstd + 2;
+
+  void* output;
+  Residual* sum;
+  DType dtype;
+  bool writes_output, streams, writes_sum = false, scales = false;
+  Accumulator scale, factor = 1;
+
+  template <int N>
+  static __device__ __forceinline__ Total term(const Accumulator (&h)[N]) {
+    return dot(h, h);
+  }
+
+  static __device__ __forceinline__ Accumulator squares(Total total) { return total; }
+
+  __device__ __forceinline__ void reduced(Total, Accumulator& r) {
+    if (scales) r = scale;
+  }
+
+  template <class Args>
+  __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
+    RowOffsets<Args, kOutput, Operands::kCount> offset(args, row);
+    dtype = args.written;
+    streams = args.streams;
+    output = row_of(offset, args, kOutput, dtype);
+    writes_output = args.of(kOutput).data;
+    if constexpr (Source::kResidual) {
+      sum = offset.template in<Residual>(args, kSum);
+      writes_sum = args.of(kSum).data;
+    }
+    if (args.of(kScale).data) {
+      scales = true;
+      scale = *offset.template in<const Accumulator>(args, kScale);
+      if (args.of(kFactor).data) factor = *offset.template in<const Accumulator>(args, kFactor);
+    }
+  }
+
+  template <int pass, int N, class Finish, class F>
+  __device__ __forceinline__ void store_rows(const Accumulator (&h)[N], Accumulator r, Finish finish, F f) const {
+    if constexpr (pass == 0) {
+      if constexpr (Source::kResidual) {
+        Vector<Residual, N> out;
+        out.set(h);
+        if (writes_sum) f(out, sum);
+      }
+      Accumulator y[N];
+#pragma unroll
+      for (int i = 0; i < N; i++) y[i] = h[i] * r * factor;
+      finish(y);
+      if (writes_output) store_as(dtype, streams, y, output, f);
+    }
+  }
+};
+
+template <class T, class R>
+struct ConvertedForward : ForwardOp<Source<T, R>, Converted<Source<T, R>>> {
+  using Base = ForwardOp<Source<T, R>, Converted<Source<T, R>>>;
+  static constexpr Chunks kChunks = with_few_instances(Base::kChunks);
+  using Base::Base;
+};
+
+// Of a float y and a 16-bit input, whose gradient has its dtype; the residual's is float.
+template <bool has_sum>
+struct ConvertedBackward : Backward<float, float, has_sum> {
+  using Base = Backward<float, float, has_sum>;
+  using Call = BackwardArgs;
+  using Operands = join<OperandList<&Call::grad_output, &Call::output, &Call::rstd>,
+                        OperandIf<has_sum, &Call::grad_sum>, OperandList<&Call::grad_input, &Call::grad_residual>>;
+  static constexpr Chunks kChunks = with_few_instances(Base::kChunks);
+  static constexpr int kRstd = 2, kGradInput = Operands::index(&Call::grad_input), kGradResidual = kGradInput + 1;
+  template <bool flat>
+  using Args = ConvertedArgs<KernelArgs<flat, Operands, kRstd, float>>;
+
+  void* grad_input;
+  float* grad_residual;
+  DType dtype;
+  bool writes_residual;
+
+  template <class Args>
+  __device__ __forceinline__ ConvertedBackward(const Args& args, int64_t row) : Base(args, row) {}
+
+  template <class Args>
+  __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
+    RowOffsets<Args, kRstd, Operands::kCount> offset(args, row);
+    this->r = *offset.template in<const float>(args, kRstd);
+    dtype = args.written;
+    grad_input = row_of(offset, args, kGradInput, dtype);
+    grad_residual = offset.template in<float>(args, kGradResidual);
+    writes_residual = args.of(kGradResidual).data;
+  }
+
+  template <int pass, int N, bool shifted, bool first, class F>
+  __device__ __forceinline__ void store(const typename Base::Held<N, shifted, first>& held, F f) const {
+    if constexpr (pass == 0) {
+      float dh[N];
+      Base::gradient(held, dh);
+      Vector<float, N> out;
+      out.set(dh);
+      if (writes_residual) f(out, grad_residual);
+      store_as(dtype, false, dh, grad_input, f);
+    }
+  }
+};
+
+// dx = r (g - y mean(y g)) of a y wider than x, which is kept: y = x r, and g is float.
+template <class T>
+struct WideBackward {
+  using Element = T;
+  using Accumulator = float;
+  using Total = float;
+  using Call = WideBackwardArgs;
+  using Operands = OperandList<&Call::grad_output, &Call::input, &Call::rstd, &Call::grad_input>;
+  static constexpr int kGradOutput = 0, kInput = 1, kRstd = 2, kGradInput = 3;
+  template <bool flat>
+  using Args = KernelArgs<flat, Operands, kRstd, float>;
+  static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(float);
+  static constexpr bool kCombines = false;
+  static constexpr Chunks kChunks =
+      with_few_instances(chunks_of(WideBackwardOperands<int>{.grad_output = sizeof(float), .input = sizeof(T)}));
+
+  template <int N, bool shifted, bool first>
+  struct Held {
+    Vector<float, N, shifted> grad_output;
+    Vector<T, N, first> input;
+  };
+
+  const float* grad_output;
+  const T* input;
+  T* grad_input;
+  float r, mean;
+
+  template <class Args>
+  __device__ __forceinline__ WideBackward(const Args& args, int64_t row) {
+    RowOffsets<Args, 0, kRstd> offset(args, row);
+    grad_output = offset.template in<const float>(args, kGradOutput);
+    input = offset.template in<const T>(args, kInput);
+  }
+
+  template <class Args>
+  __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
+    RowOffsets<Args, kRstd, Operands::kCount> offset(args, row);
+    r = *offset.template in<const float>(args, kRstd);
+    grad_input = offset.template in<T>(args, kGradInput);
+  }
+
+  __device__ __forceinline__ const T* begin() const { return input; }
+
+  template <int N, bool shifted, bool first, class F>
+  __device__ __forceinline__ void each(Held<N, shifted, first>& held, F f) const {
+    f(held.grad_output, grad_output);
+    f(held.input, input);
+  }
+
+  template <class Held, class F>
+  __device__ __forceinline__ void each_late(Held&, F) const {}
+
+  template <class Held>
+  __device__ __forceinline__ void combine(Held&) const {}
+
+  template <int N, bool shifted, bool first>
+  __device__ __forceinline__ float term(const Held<N, shifted, first>& held) const {
+    float g[N], x[N];
+    held.grad_output.widened(g);
+    held.input.widened(x);
+    return dot(x, g);
+  }
+
+  template <class Args>
+  __device__ __forceinline__ void finish(float total, const Args& args) {
+    mean = total * args.inverse_dim * r;
+  }
+
+  template <class Args>
+  __device__ __forceinline__ void store_row(const Args&, int64_t) const {}
+
+  template <int pass, int N, bool shifted, bool first, class F>
+  __device__ __forceinline__ void store(const Held<N, shifted, first>& held, F f) const {
+    if constexpr (pass == 0) {
+      float g[N], x[N];
+      held.grad_output.widened(g);
+      held.input.widened(x);
+#pragma unroll
+      for (int i = 0; i < N; i++) g[i] = r * fma(-(x[i] * r), mean, g[i]);
+      Vector<T, N> out;
+      out.set(g);
+      f(out, grad_input);
+    }
+  }
+};
+
+}  // namespace srmsnorm
