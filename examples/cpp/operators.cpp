@@ -11,6 +11,7 @@
 using torch::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using MaybeDouble = std::optional<double>;
+using MaybeName = std::optional<c10::string_view>;
 
 // An operator by name. The type is that of its schema; a wrong one is an error here, not a crash later.
 template <class Function>
@@ -18,15 +19,16 @@ auto find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
 }
 
-Tensor srms_norm(const Tensor& input, const MaybeTensor& residual = {}, MaybeDouble eps = {}) {
-  static auto op = find<Tensor(const Tensor&, const MaybeTensor&, MaybeDouble)>("srmsnorm::srms_norm");
-  return op.call(input, residual, eps);
+Tensor srms_norm(const Tensor& input, const MaybeTensor& residual = {}, MaybeDouble eps = {}, MaybeName dtype = {}) {
+  static auto op = find<Tensor(const Tensor&, const MaybeTensor&, MaybeDouble, MaybeName)>("srmsnorm::srms_norm");
+  return op.call(input, residual, eps, dtype);
 }
 
-std::tuple<Tensor, Tensor> add_srms_norm(const Tensor& input, const Tensor& residual, MaybeDouble eps = {}) {
+std::tuple<Tensor, Tensor> add_srms_norm(const Tensor& input, const Tensor& residual, MaybeDouble eps = {},
+                                         MaybeName dtype = {}) {
   static auto op =
-      find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble)>("srmsnorm::add_srms_norm");
-  return op.call(input, residual, eps);
+      find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, MaybeDouble, MaybeName)>("srmsnorm::add_srms_norm");
+  return op.call(input, residual, eps, dtype);
 }
 
 void add_srms_norm_(const Tensor& input, const Tensor& residual, MaybeDouble eps = {}) {
