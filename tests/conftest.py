@@ -6,14 +6,18 @@ import torch
 import srmsnorm
 
 WITH_CUDA = torch.cuda.is_available() and srmsnorm.build_info()["cuda"] is not None
-CUDA = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not WITH_CUDA, reason="needs a GPU and a build with CUDA")]
-)
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: runs on a CUDA GPU (select with -m gpu)")
     config.addinivalue_line("markers", "sanitizer: every kernel family once, small enough for compute-sanitizer")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not WITH_CUDA:
+        pytest.skip("needs a GPU and a build with CUDA")
 
 
 @pytest.fixture(params=["cpu", CUDA])
