@@ -16,7 +16,7 @@ with = $(if $(VENV),$(1:%=$(VENV)/.%))
 upper = $(shell echo $(1) | tr a-z A-Z)
 option = $(if $($(upper)),--$(1) $($(upper)))
 
-.PHONY: help build test fuzz sanitize check bench lint format clean
+.PHONY: help build test fuzz sanitize check bench lint format wheel clean
 
 help:
 	@echo 'make build    build srmsnorm in place, for this machine: its GPUs, or the CPU alone where there is none'
@@ -27,6 +27,7 @@ help:
 	@echo 'make bench    build, check, then the benchmark tables (ARGS goes to benchmarks/run.py)'
 	@echo 'make lint     ruff, mypy, clang-format'
 	@echo 'make format   let ruff and clang-format write'
+	@echo 'make wheel    dist/*.whl for this platform: every torch, Python and GPU (ARGS="2.11 2.15" for these torch versions)'
 	@echo 'make clean    remove what was built'
 	@echo 'They install into .venv first; VENV= PYTHON=python3 uses an existing environment and installs nothing.'
 	@echo 'TORCH=2.11.0 takes that torch (in .venv-2.11.0).'
@@ -60,6 +61,16 @@ format: $(call with,lint)
 	$(PY) -m ruff check --fix-only
 	$(PY) -m ruff format
 	$(clang_format) -i $(CPP)
+
+# In an environment of its own, whose packages are the build's alone.
+wheel: .venv-wheel/.wheel
+	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" .venv-wheel/bin/python tools/wheel.py $(ARGS)
+
+.venv-wheel/.wheel:
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-wheel/bin/python -m pip install --quiet --group wheel
+	touch $@
 
 clean:
 	rm -rf build dist *.egg-info srmsnorm/*.so srmsnorm/built_for.json

@@ -24,6 +24,8 @@ def check_environment() -> None:
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if sys.version_info < (3, 10):  # noqa: UP036 (`python setup.py` asks nobody)
         fail(f"Python 3.10 or newer is needed, this is {version}")
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        fail(f"a Python with the stable ABI is needed, and the free-threaded {version} has none")
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])  # a venv's ninja
     requires = json.loads(re.search(r"^requires = (.*)$", (ROOT / "pyproject.toml").read_text(), re.M)[1])
     lacking = {requirement: found for requirement in requires if (found := found_instead(requirement))}

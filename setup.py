@@ -1,4 +1,4 @@
-"""Builds the two libraries: srmsnorm/_ops, the operators (links no Python), and srmsnorm/_C, their pybind11 face.
+"""Builds the two libraries: srmsnorm/_ops, the operators (links no Python), and srmsnorm/_C, their Python face.
 
 Settings, which README.md explains: SRMSNORM_CUDA=auto|native|0|1, TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS, DEBUG=1.
 SRMSNORM_SANITIZE=address|thread builds for tests/sanitize.py.
@@ -7,7 +7,6 @@ SRMSNORM_SANITIZE=address|thread builds for tests/sanitize.py.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -24,10 +23,19 @@ from build_backend import fail  # first: it says what of the following is missin
 import torch
 from setuptools import setup
 
-ROOT = Path(__file__).resolve().parent
-DEFAULT_ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
-OLDEST_TOOLKIT = (12, 8)
-PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}{sys.abiflags}"
+from building import (
+    DEFAULT_ARCHITECTURES,
+    OLDEST_TOOLKIT,
+    ROOT,
+    ask_nvcc,
+    compile_flags,
+    debug,
+    find,
+    named_architectures,
+    sanitizer_flags,
+    sources,
+    toolkit_version,
+)
 
 
 def main() -> None:
@@ -111,17 +119,8 @@ def suits(home: Path) -> bool:
     return complete and toolkit_version(home) >= OLDEST_TOOLKIT and toolkit_version(home)[0] == torch_cuda()[0]
 
 
-def toolkit_version(home: Path) -> tuple[int, ...]:
-    found = re.search(r"release (\d+)\.(\d+)", ask_nvcc(home, "--version"))
-    return tuple(map(int, found.groups())) if found else (0, 0)
-
-
 def torch_cuda() -> tuple[int, ...]:
     return tuple(map(int, torch.version.cuda.split(".")))
-
-
-def ask_nvcc(home: Path, question: str) -> str:
-    return subprocess.run([home / "bin/nvcc", question], capture_output=True, text=True).stdout
 
 
 def nvcc_wheels() -> list[str]:
@@ -135,10 +134,6 @@ def missing_nvcc_wheels() -> list[str]:
     setting = cuda_setting()
     wanted = setting == "1" or (setting == "auto" and torch.cuda.is_available())
     return nvcc_wheels() if wanted and torch.version.cuda and find_toolkit() is None else []
-
-
-def named_architectures() -> str:
-    return re.sub(r"[\s;,]+", ";", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip())
 
 
 def architectures(home: Path) -> str:
@@ -164,6 +159,7 @@ def facts(home: Path | None) -> dict[str, str]:
 
 
 def extensions(home: Path | None, about: dict[str, str]) -> list:
+    """One build of either serves every Python: _ops knows none, _C its stable ABI."""
     if home:
         os.environ["CUDA_HOME"] = str(home)  # torch.utils.cpp_extension reads both
         os.environ["TORCH_CUDA_ARCH_LIST"] = about["architectures"]
@@ -171,14 +167,12 @@ def extensions(home: Path | None, about: dict[str, str]) -> list:
     from torch.utils.cpp_extension import CppExtension
 
     macros = [("SRMSNORM_CUDA", "1")] if home else []
-    about_macros = [("SRMSNORM_TORCH_VERSION", about["torch"]), ("SRMSNORM_ARCHS", about["architectures"])]
-    about_macros += [("SRMSNORM_CUDA_VERSION", about["cuda"])] if home else []
     cuda = cuda_libraries() if home else {}
     ops = CppExtension(
         "srmsnorm._ops",
         [path for path in find("*.cpp") + find("cpu/*.cpp") if path != "csrc/bindings.cpp"]
         + (find("cuda/*.cpp") + find("cuda/*.cu") if home else []),
-        py_limited_api=True,  # keeps torch_python out of the link
+        py_limited_api=True,  # which also keeps torch_python out of the link
         define_macros=macros,
         extra_compile_args=compile_flags(),
         extra_link_args=["-fopenmp", *sanitizer_flags(), *cuda.pop("link_args", [])],
@@ -187,42 +181,12 @@ def extensions(home: Path | None, about: dict[str, str]) -> list:
     face = CppExtension(
         "srmsnorm._C",
         ["csrc/bindings.cpp"],
-        define_macros=macros + [(name, f'"{text}"') for name, text in about_macros],
+        libraries=["torch_python"],
+        py_limited_api=True,
         extra_compile_args=compile_flags(),
         extra_link_args=sanitizer_flags(),
     )
     return [ops, face]
-
-
-def debug() -> bool:
-    return os.environ.get("DEBUG", "0") not in ("", "0")
-
-
-def compile_flags() -> dict[str, list[str]]:
-    common = ["-std=c++20", *(["-O0", "-g", "-UNDEBUG"] if debug() else ["-O3", "-DNDEBUG"])]
-    # torch's own flags forbid the conversions and operators of the 16-bit types. Small: kernels take a quarter of the
-    # space (forward.cu for one architecture 1.1 MB for 4.4, and 3.0 with -lineinfo, which profilers want).
-    small = ["-lineinfo"] if debug() else ["--compress-mode=size"]
-    forbidden = ["HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
-    return {
-        "cxx": [
-            *common,
-            *([] if debug() else ["-g0"]),
-            *["-fopenmp", "-Wall", "-idirafter", str(ROOT / "csrc/compat")],
-            *sanitizer_flags(),
-        ],
-        "nvcc": [*common, *small, *(f"-U__CUDA_NO_{name}__" for name in forbidden)],
-    }
-
-
-def sanitizer_flags() -> list[str]:
-    sanitizer = os.environ.get("SRMSNORM_SANITIZE", "")
-    if not sanitizer:
-        return []
-    also = ",undefined" if sanitizer == "address" else ""
-    # vptr would need the types of torch's classes, which its libraries do not show.
-    common = ["-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1", "-Wno-tsan"]
-    return [f"-fsanitize={sanitizer}{also}", *common]
 
 
 def cuda_libraries() -> dict[str, list[str]]:
@@ -231,13 +195,8 @@ def cuda_libraries() -> dict[str, list[str]]:
     return {
         "include_dirs": include_paths("cuda", torch_include_dirs=False),
         "library_dirs": library_paths("cuda", torch_include_dirs=False),
-        "libraries": ["c10_cuda", "torch_cuda"],
         "link_args": [f"-l:libcudart.so.{torch_cuda()[0]}"],  # by its full name: the wheels have no libcudart.so
     }
-
-
-def find(pattern: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
 
 def build_command(about: dict[str, str]) -> type:
@@ -255,27 +214,16 @@ def build_command(about: dict[str, str]) -> type:
             """Leaves beside the libraries what they were built for: a look that must come before loading them."""
             check_compiler()
             build = {**about, "debug": debug(), "sources": sources()}
-            pythons = {PYTHON, *pythons_of(self.note(), build)}
             super().run()
-            self.note().write_text(json.dumps({**build, "pythons": sorted(pythons)}) + "\n")
+            self.note().write_text(json.dumps(build) + "\n")
 
         def copy_extensions_to_source(self) -> None:
             self.note().unlink(missing_ok=True)  # not before: what is in place works until it is replaced
+            for other in (ROOT / "srmsnorm").glob("_C.cpython-*"):
+                other.unlink()  # of a version that had one for each Python, which would find it first
             super().copy_extensions_to_source()
 
     return Build
-
-
-def sources() -> str:
-    files = [Path(__file__), *sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file())]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
-def pythons_of(note: Path, build: dict[str, object]) -> list[str]:
-    """The Pythons whose _C goes with the _ops of this build: none but where all that was built for is the same."""
-    before = json.loads(note.read_text()) if note.exists() else {}
-    pythons = before.pop("pythons", [])
-    return pythons if before == build else []
 
 
 if __name__ == "__main__":

@@ -1,46 +1,35 @@
-// The pybind11 face: finds the operators through the dispatcher, holds no logic.
-#include <torch/csrc/utils/pybind.h>
-
+// The Python face, in the stable ABI: finds the operators through the dispatcher, holds no logic.
+#include "torch_python.h"
+// first: it chooses the ABI
 #include "cuda/plan.h"
+#include "face.h"
 #include "ops.h"
 
-namespace py = pybind11;
-
 namespace srmsnorm {
-namespace {
 
-template <auto op, class Signature>
-struct Face;
-
-template <auto op, class Result, class... Args>
-struct Face<op, Result(Args...)> {
-  static Result call(Args... args) {
-    py::gil_scoped_release release;
-    return op().call(args...);
-  }
-};
-
-py::dict build_info() {
-  py::dict info;
-  info["torch"] = SRMSNORM_TORCH_VERSION;
-#ifdef SRMSNORM_CUDA_VERSION
-  info["cuda"] = SRMSNORM_CUDA_VERSION;
-#else
-  info["cuda"] = py::none();
-#endif
-  info["architectures"] = SRMSNORM_ARCHS;
-#ifdef NDEBUG
-  info["debug"] = false;
-#else
-  info["debug"] = true;
-#endif
-  return info;
+static PyObject* to_python(const LaunchPlan& plan) {
+  PyObject* dict = PyDict_New();
+  auto set = [&](const char* key, PyObject* value) {
+    PyDict_SetItemString(dict, key, value);
+    Py_DecRef(value);
+  };
+  set("vector_elements", PyLong_FromLong(plan.vector_elements));
+  set("threads_per_row", PyLong_FromLong(plan.threads_per_row));
+  set("rows_per_block", PyLong_FromLong(plan.rows_per_block));
+  set("vectors", PyLong_FromLong(plan.vectors));
+  set("cluster", PyLong_FromLong(plan.cluster));
+  set("twice", PyBool_FromLong(plan.twice));
+  set("shifted", PyBool_FromLong(plan.shifted));
+  set("edges", PyBool_FromLong(plan.edges));
+  return dict;
 }
+
+namespace {
 
 int size_of(at::ScalarType dtype) { return static_cast<int>(c10::elementSize(dtype)); }
 
-py::dict launch_plan(int64_t dim, at::ScalarType dtype, std::optional<at::ScalarType> residual_dtype, bool backward,
-                     bool grad_sum, bool aligned, bool in_phase, int max_cluster) {
+LaunchPlan launch_plan(int64_t dim, at::ScalarType dtype, MaybeDtype residual_dtype, bool backward, bool grad_sum,
+                       bool aligned, bool in_phase, int max_cluster) {
   TORCH_CHECK(dim > 0, "srmsnorm: dim must be at least 1, got ", dim);
   TORCH_CHECK(dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kFloat || dtype == at::kDouble,
               "srmsnorm: dtype must be float16, bfloat16, float32 or float64, got ", dtype);
@@ -56,26 +45,40 @@ py::dict launch_plan(int64_t dim, at::ScalarType dtype, std::optional<at::Scalar
   auto alignment = !in_phase ? Alignment::Any : aligned ? Alignment::Whole : Alignment::InPhase;
   Gpu gpu;
   gpu.largest_cluster = max_cluster;
-  LaunchPlan plan = plan_launch(dim, size, chunks, alignment, gpu);
-  py::dict dict;
-  dict["vector_elements"] = plan.vector_elements;
-  dict["threads_per_row"] = plan.threads_per_row;
-  dict["rows_per_block"] = plan.rows_per_block;
-  dict["vectors"] = plan.vectors;
-  dict["cluster"] = plan.cluster;
-  dict["twice"] = plan.twice;
-  dict["shifted"] = plan.shifted;
-  dict["edges"] = plan.edges;
-  return dict;
+  return plan_launch(dim, size, chunks, alignment, gpu);
 }
+
+struct Plan {
+  static constexpr auto kName = "_launch_plan";
+  template <class... Args>
+  static LaunchPlan run(const Args&... args) {
+    return launch_plan(args...);
+  }
+};
+
+// By name, as some operators have the names of the functions around them.
+#define SRMSNORM_CALL(name, ...)           \
+  struct call_##name {                     \
+    static constexpr auto kName = #name;   \
+    template <class... Args>               \
+    static auto run(const Args&... args) { \
+      return op::name().call(args...);     \
+    }                                      \
+  };
+SRMSNORM_PUBLIC_OPERATORS(SRMSNORM_CALL)
+
+template <class Function, class Signature>
+PyMethodDef method() {
+  auto function = reinterpret_cast<void (*)()>(&Face<Function, Signature>::function);
+  return {Function::kName, reinterpret_cast<PyCFunction>(function), METH_FASTCALL, nullptr};
+}
+
+#define SRMSNORM_METHOD(name, ...) method<call_##name, __VA_ARGS__>(),
+PyMethodDef methods[] = {SRMSNORM_PUBLIC_OPERATORS(SRMSNORM_METHOD) method<Plan, decltype(launch_plan)>(), {}};
+
+PyModuleDef module{PyModuleDef_HEAD_INIT, "_C", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 }  // namespace srmsnorm
 
-PYBIND11_MODULE(_C, m) {
-  using namespace srmsnorm;
-#define SRMSNORM_FACE(name, ...) m.def(#name, &BySignature<op::name, Face>::call);
-  SRMSNORM_PUBLIC_OPERATORS(SRMSNORM_FACE)
-  m.def("build_info", &build_info);
-  m.def("_launch_plan", &launch_plan);
-}
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&srmsnorm::module); }

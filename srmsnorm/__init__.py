@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from . import _dead_gradients as _dead_gradients  # registers what it has
 from . import functionalization as functionalization  # only registers
 from . import reference
-from ._library import build_info, launch_plan
+from ._library import build_info, cmake_prefix_path, launch_plan, library_path
 from .functional import add_srms_norm, add_srms_norm_, gated_srms_norm, rstd, srms_norm
 from .inlining import inline_under_compile
 from .module import SRMSNorm, SRMSNormGated
@@ -23,11 +23,13 @@ __all__ = [
     "add_srms_norm",
     "add_srms_norm_",
     "build_info",
+    "cmake_prefix_path",
     "convert",
     "fold",
     "gated_srms_norm",
     "inline_under_compile",
     "launch_plan",
+    "library_path",
     "reference",
     "rstd",
     "srms_norm",

@@ -1,4 +1,4 @@
-"""The public functions. Eager calls take the pybind11 function, the shortest way down; anything that traces or
+"""The public functions. Eager calls take the function of _C, the shortest way down; anything that traces or
 overrides torch functions sees the operator of the same name, or, where the user or ONNX wants it inlined, the formula
 behind a call of the operator that checks the arguments and whose result nobody uses: the compiler drops it."""
 

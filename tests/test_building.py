@@ -1,7 +1,6 @@
-"""The build: what it says is missing, which Pythons a build in place serves, what a source distribution holds."""
+"""The build: what it says is missing, what a source distribution holds."""
 
 import importlib.util
-import json
 import os
 import re
 import runpy
@@ -135,17 +134,6 @@ def test_make_builds_for_this_machine(given, wanted, tmp_path):
         env={"PATH": os.environ["PATH"], **given},  # nothing of a make that runs the tests
     )
     assert done.stdout.splitlines() == [f"{wanted}: setup.py build_ext --inplace", f"{wanted}: -m pytest"], done
-
-
-def test_pythons_of_a_build(setup, tmp_path):
-    """_ops serves another Python too, but not its _C where that is of another torch, other sources or settings."""
-    note = tmp_path / "built_for.json"
-    this = {**setup.facts(None), "debug": False, "sources": setup.sources()}
-    assert setup.pythons_of(note, this) == []
-    note.write_text(json.dumps({**this, "pythons": ["3.1", "3.2"]}))
-    assert setup.pythons_of(note, this) == ["3.1", "3.2"]
-    for name, value in {"torch": "2.10", "sources": "", "cuda": "13.0", "architectures": "9.0", "debug": True}.items():
-        assert setup.pythons_of(note, {**this, name: value}) == [], name
 
 
 @pytest.mark.skipif(not (fresh.ROOT / ".git").exists() or shutil.which("git") is None, reason="needs the repository")

@@ -14,8 +14,8 @@ import torch
 import srmsnorm
 
 PACKAGE = pathlib.Path(srmsnorm.__file__).absolute().parent
-(LIBRARY,) = PACKAGE.glob("_ops.*")
-THIS_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}{sys.abiflags}"
+LIBRARY = pathlib.Path(srmsnorm.library_path)
+MINOR = ".".join(torch.__version__.split(".")[:2])
 
 WORKS = """
 x = torch.randn(3, 5, requires_grad=True)
@@ -176,19 +176,41 @@ def import_copy(copy):
     )
 
 
-def test_built_for_several_pythons(copy):
-    write_note(copy, pythons=["3.1", THIS_PYTHON])
-    succeeds(import_copy(copy))
-
-
-def test_built_for_another_python(copy):
-    """As where a build for another torch replaced _ops: the _C of this Python is still there, and not loaded."""
-    write_note(copy, pythons=["3.1", "3.2"])
+def test_what_to_run(copy):
+    write_note(copy, torch="2.10.0+cpu")
     said = import_error(import_copy(copy))
-    assert "3.1, 3.2" in said and f"Python {THIS_PYTHON}" in said
+    assert "torch 2.10.0+cpu, but this is torch" in said
     assert f"{sys.executable} -m pip install --no-build-isolation ." in said
     (copy.parent / "setup.py").touch()  # in its source tree
     assert f"{sys.executable} setup.py build_ext --inplace` in {copy.parent}" in import_error(import_copy(copy))
+
+
+@pytest.fixture
+def wheel(copy):
+    """As a wheel has it: libraries in a folder for each minor version of torch."""
+    folder = copy / f"torch{MINOR.replace('.', '_')}"
+    folder.mkdir()
+    for library in copy.glob("*.so"):
+        library.rename(folder / library.name)
+    write_note(copy, torch=["2.10", MINOR, "9.9"])
+    return copy
+
+
+def test_libraries_of_a_wheel(wheel):
+    """A patch release or a build of one's own of a torch that the wheel has takes those of the minor version."""
+    for version in (torch.__version__, f"{MINOR}.9+own"):
+        succeeds(
+            f"torch.__version__ = {version!r}\n{import_copy(wheel)}\n{WORKS}\n"
+            f"assert srmsnorm.library_path.startswith({str(wheel / 'torch')!r})\n"
+            f"assert torch.ops.srmsnorm._library() == srmsnorm.library_path\n"
+            f"assert srmsnorm.build_info()['torch'] == {MINOR!r}"
+        )
+
+
+def test_torch_that_a_wheel_does_not_know(wheel):
+    said = import_error(f"torch.__version__ = '9.10.0'\n{import_copy(wheel)}")
+    assert f"torch 2.10, {MINOR}, 9.9, but this is torch 9.10.0" in said
+    assert "--upgrade srmsnorm" in said and "'torch==9.9.*'" in said and "--no-binary srmsnorm" in said
 
 
 def test_not_built(copy):

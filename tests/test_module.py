@@ -179,14 +179,13 @@ def test_pre_norm_blocks(device):
 def test_build_info():
     info = srmsnorm.build_info()
     assert set(info) == {"torch", "cuda", "architectures", "debug"}
-    assert info["torch"] == torch.__version__
+    assert torch.__version__.startswith(info["torch"])
     assert info["cuda"] is None or isinstance(info["cuda"], str)
 
 
 def test_operators_need_no_python():
     """The library that C++ programs load names neither Python nor torch's part for it."""
-    (library,) = pathlib.Path(srmsnorm.__file__).parent.glob("_ops.*so")
-    needed = library.read_bytes()
+    needed = pathlib.Path(srmsnorm.library_path).read_bytes()
     assert b"libtorch_cpu.so" in needed
     assert b"libtorch_python.so" not in needed and b"libpython" not in needed
 

@@ -129,6 +129,11 @@ cudaError_t cuda::describe(int device, Gpu& gpu) {
   return error;
 }
 
+const char* cuda::text_of(cudaError_t error) {
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
 cudaError_t cuda::set_attribute(const void* function, CUfunction_attribute attribute, int value, const Gpu& gpu) {
   cudaKernel_t kernel;
   CUdevice handle;

@@ -31,4 +31,7 @@ cudaError_t find_largest_cluster(cudaStream_t stream, Gpu& gpu);
 // Of a kernel. The runtime's own function would clear an error that somebody else has left for whoever looks next.
 cudaError_t set_attribute(const void* function, CUfunction_attribute attribute, int value, const Gpu& gpu);
 
+// What an error means. The runtime then forgets it, but for one that nothing mends.
+const char* text_of(cudaError_t error);
+
 }  // namespace srmsnorm::cuda

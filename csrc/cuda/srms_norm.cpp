@@ -1,8 +1,10 @@
-// The CUDA key: device guard, stream, launch. No kernels here.
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+// The CUDA key: device guard, stream, launch. No kernels here, and of torch no CUDA library: what a torch with CUDA of
+// any version or without has in common.
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
 
+#include <string>
 #include <vector>
 
 #include "../backend.h"
@@ -13,25 +15,39 @@
 namespace srmsnorm {
 namespace {
 
+// torch.AcceleratorError in Python, as of torch's own kernels.
+void check(cudaError_t error) {
+  if (error == cudaSuccess) [[likely]]
+    return;
+  std::string message = std::string("srmsnorm: CUDA error: ") + cuda::text_of(error) +
+                        "\nIt may be that of an earlier launch; CUDA_LAUNCH_BLOCKING=1 shows which.";
+  throw c10::AcceleratorError({__func__, __FILE__, __LINE__}, error, std::move(message));
+}
+
 const Gpu& gpu_of(int device) {
   static const auto all = [] {
-    std::vector<Gpu> gpus(c10::cuda::device_count());
-    for (size_t i = 0; i < gpus.size(); i++) C10_CUDA_CHECK(cuda::describe(static_cast<int>(i), gpus[i]));
+    std::vector<Gpu> gpus(c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount());
+    for (size_t i = 0; i < gpus.size(); i++) check(cuda::describe(static_cast<int>(i), gpus[i]));
     return gpus;
   }();
   return all[device];
+}
+
+cudaStream_t current_stream(c10::Device device) {
+  c10::impl::VirtualGuardImpl cuda(c10::kCUDA);
+  return static_cast<cudaStream_t>(cuda.getStreamNativeHandle(cuda.getStream(device)));
 }
 
 struct Cuda {
   template <class Tensors>
   static void run(const Tensors& tensors) {
     const Tensor& tensor = tensors.main();
-    c10::cuda::CUDAGuard guard(tensor.device());
-    auto stream = c10::cuda::getCurrentCUDAStream().stream();
+    c10::DeviceGuard guard(tensor.device());
+    auto stream = current_stream(tensor.device());
     Gpu gpu = gpu_of(tensor.device().index());
     if (is_wide<Tensors>(tensor.size(-1), static_cast<int>(tensor.element_size())))
-      C10_CUDA_CHECK(cuda::find_largest_cluster(stream, gpu));
-    over_rows(tensors, [&](const auto& args) { C10_CUDA_CHECK(cuda::launch(args, gpu, stream)); });
+      check(cuda::find_largest_cluster(stream, gpu));
+    over_rows(tensors, [&](const auto& args) { check(cuda::launch(args, gpu, stream)); });
   }
 };
 

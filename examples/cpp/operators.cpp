@@ -1,5 +1,6 @@
 // Calls the operators from C++ and trains one step through autograd.
-//   operators <srmsnorm/_ops.abi3.so> [cpu|cuda]
+//   operators <srmsnorm.library_path> [cpu|cuda]
+//   linked [cpu|cuda], the same program linked with the operators
 #include <torch/torch.h>
 
 #include <cstdio>
@@ -96,9 +97,12 @@ void train_one_step(torch::Device device) {
 }
 
 int main(int count, char** arguments) try {
-  if (count < 2) throw std::runtime_error("usage: operators <srmsnorm/_ops.abi3.so> [cpu|cuda]");
+#ifndef SRMSNORM_LINKED
+  if (count < 2) throw std::runtime_error("usage: operators <srmsnorm.library_path> [cpu|cuda]");
   load_operators(arguments[1]);
-  torch::Device device(count > 2 ? arguments[2] : "cpu");
+  ++arguments, --count;
+#endif
+  torch::Device device(count > 1 ? arguments[1] : "cpu");
   torch::manual_seed(0);
   call_each(device);
   train_one_step(device);

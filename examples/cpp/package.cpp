@@ -1,5 +1,5 @@
 // Runs an AOTInductor package, made by export.py: a compiled model and its weights.
-//   package <srmsnorm/_ops.abi3.so> <model.pt2> [cpu|cuda]
+//   package <srmsnorm.library_path> <model.pt2> [cpu|cuda]
 #include <torch/csrc/autograd/generated/variable_factories.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
@@ -10,7 +10,7 @@
 constexpr int64_t kDim = 64;
 
 int main(int count, char** arguments) try {
-  if (count < 3) throw std::runtime_error("usage: package <srmsnorm/_ops.abi3.so> <model.pt2> [cpu|cuda]");
+  if (count < 3) throw std::runtime_error("usage: package <srmsnorm.library_path> <model.pt2> [cpu|cuda]");
   load_operators(arguments[1]);  // the package calls them by name
   torch::inductor::AOTIModelPackageLoader model(arguments[2]);
   c10::Device device(count > 3 ? arguments[3] : "cpu");
