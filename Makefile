@@ -16,7 +16,7 @@ with = $(if $(VENV),$(1:%=$(VENV)/.%))
 upper = $(shell echo $(1) | tr a-z A-Z)
 option = $(if $($(upper)),--$(1) $($(upper)))
 
-.PHONY: help build test fuzz sanitize check bench lint format wheel clean
+.PHONY: help build test fuzz sanitize check bench lint format wheel release-check clean
 
 help:
 	@echo 'make build    build srmsnorm in place, for this machine: its GPUs, or the CPU alone where there is none'
@@ -28,6 +28,7 @@ help:
 	@echo 'make lint     ruff, mypy, clang-format'
 	@echo 'make format   let ruff and clang-format write'
 	@echo 'make wheel    dist/*.whl for this platform: every torch, Python and GPU (ARGS="2.11 2.15" for these torch versions)'
+	@echo 'make release-check  whether the wheel and the source distribution in dist/ are fit to be released'
 	@echo 'make clean    remove what was built'
 	@echo 'They install into .venv first; VENV= PYTHON=python3 uses an existing environment and installs nothing.'
 	@echo 'TORCH=2.11.0 takes that torch (in .venv-2.11.0).'
@@ -64,7 +65,10 @@ format: $(call with,lint)
 
 # In an environment of its own, whose packages are the build's alone.
 wheel: .venv-wheel/.wheel
-	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" .venv-wheel/bin/python tools/wheel.py $(ARGS)
+	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" .venv-wheel/bin/python tools/build_wheel.py $(ARGS)
+
+release-check: .venv-wheel/.wheel
+	.venv-wheel/bin/python tools/release_check.py $(ARGS)
 
 .venv-wheel/.wheel:
 	$(PYTHON) -m venv .venv-wheel

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 TRAIN = fresh.ROOT / "examples/train.py"
-SHORT = "--steps 12 --batch 4 --length 64 --dim 64 --depth 2 --heads 2".split()
+SHORT = ["--steps", "12", "--batch", "4", "--length", "64", "--dim", "64", "--depth", "2", "--heads", "2"]
 
 pytestmark = pytest.mark.skipif(not TRAIN.exists(), reason="needs the source tree")
 
@@ -33,7 +33,9 @@ def test_eager_and_compiled(device, tmp_path):
     plot = ["--plot", tmp_path / "loss.png"] if importlib.util.find_spec("matplotlib") else []
     eager = final_loss(*arguments, *plot)
     assert not plot or (tmp_path / "loss.png").stat().st_size > 1000
-    assert final_loss(*arguments, "--compile", "aot_eager") == pytest.approx(eager, abs=0.02 if device == "cuda" else 2e-3)
+    assert final_loss(*arguments, "--compile", "aot_eager") == pytest.approx(
+        eager, abs=0.02 if device == "cuda" else 2e-3
+    )
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
