@@ -1,5 +1,5 @@
-"""Norms in the form in which Hugging Face's ``kernels`` package puts them into models: a class with ``forward`` alone, whose
-state is that of the module it is put into, named by annotations. ``kernels`` looks a layer up in a repository;
+"""Norms in the form in which Hugging Face's ``kernels`` package puts them into models: a class with ``forward`` alone,
+whose state is that of the module it is put into, named by annotations. ``kernels`` looks a layer up in a repository;
 :class:`Installed` is one that takes it from this package, without a network."""
 
 from dataclasses import dataclass

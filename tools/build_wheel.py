@@ -84,7 +84,7 @@ def torch_of(argument: str) -> tuple[str, Path]:
     """A minor version and the folder of its torch, of which only headers and libraries are used."""
     folder = Path(argument) if "/" in argument else download(argument)
     version = (folder / "include/torch/headeronly/version.h").read_text()
-    minor = ".".join(re.search(rf"TORCH_VERSION_{part} (\d+)", version)[1] for part in ("MAJOR", "MINOR"))
+    minor = ".".join(re.findall(r"TORCH_VERSION_(?:MAJOR|MINOR) (\d+)", version)[:2])
     return minor, folder
 
 

@@ -15,10 +15,12 @@ import tempfile
 import zipfile
 from email.message import Message
 from pathlib import Path
+from typing import Any
 
-from build_wheel import KERNELS, ROOT, TORCHES
+from build_wheel import KERNELS, TORCHES
 from elftools.elf.elffile import ELFFile  # of auditwheel
 
+ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 100 << 20
 # What the libraries may need of the machine and of torch.
 NEEDED = r"lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|gomp)\.so\.\d+|ld-linux.*|lib(torch|torch_cpu|torch_python|c10)\.so"
@@ -71,9 +73,10 @@ def check_wheel(path: Path, version: str, some: bool) -> None:
 def check_library(path: Path) -> None:
     with path.open("rb") as file:
         elf = ELFFile(file)
-        dynamic = list(elf.get_section_by_name(".dynamic").iter_tags())
-        needed = [tag.needed for tag in dynamic if tag.entry.d_tag == "DT_NEEDED"]
-        symbols = [symbol.name for symbol in elf.get_section_by_name(".dynsym").iter_symbols()]
+        dynamic: Any = elf.get_section_by_name(".dynamic")
+        dynsym: Any = elf.get_section_by_name(".dynsym")
+        needed = [tag.needed for tag in dynamic.iter_tags("DT_NEEDED")]
+        symbols = [symbol.name for symbol in dynsym.iter_symbols()]
     foreign = [name for name in needed if not re.fullmatch(rf"{NEEDED}|{KERNELS}", name)]
     expect(not foreign, f"{path.parent.name}/{path.name} needs {foreign}")
     runtime = [name for name in symbols if re.match(r"_*cuda[A-Z]", name)]
