@@ -24,7 +24,7 @@ def test_the_tree_names_every_source():
 def test_what_contributing_names_is_there():
     contributing = (fresh.ROOT / "CONTRIBUTING.md").read_text()
     names = set(re.findall(r"`([\w/]+\.(?:h|cpp|cu|cuh|py|txt|csv))`", contributing))
-    folders = ("csrc", "srmsnorm", "tests", "benchmarks")
+    folders = ("csrc", "srmsnorm", "tests", "benchmarks", "tools")
     files = [path.as_posix() for folder in folders for path in (fresh.ROOT / folder).rglob("*.*")]
     lost = [name for name in names if "NAME" not in name and not any(file.endswith(f"/{name}") for file in files)]
     assert len(names) > 30 and not lost
