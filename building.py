@@ -13,6 +13,10 @@ DEFAULT_ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 OLDEST_TOOLKIT = (12, 8)
 
 
+def version() -> str:
+    return re.findall(r'^__version__ = "(.+)"', (ROOT / "srmsnorm/__init__.py").read_text(), re.M)[0]
+
+
 def find(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 

@@ -57,7 +57,7 @@ struct Plan {
 };
 
 // By name, as some operators have the names of the functions around them.
-#define SRMSNORM_CALL(name, ...)           \
+#define SRMSNORM_CALL(name, schema, ...)   \
   struct call_##name {                     \
     static constexpr auto kName = #name;   \
     template <class... Args>               \
@@ -73,7 +73,7 @@ PyMethodDef method() {
   return {Function::kName, reinterpret_cast<PyCFunction>(function), METH_FASTCALL, nullptr};
 }
 
-#define SRMSNORM_METHOD(name, ...) method<call_##name, __VA_ARGS__>(),
+#define SRMSNORM_METHOD(name, schema, ...) method<call_##name, __VA_ARGS__>(),
 PyMethodDef methods[] = {SRMSNORM_PUBLIC_OPERATORS(SRMSNORM_METHOD) method<Plan, decltype(launch_plan)>(), {}};
 
 PyModuleDef module{PyModuleDef_HEAD_INIT, "_C", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};

@@ -159,3 +159,18 @@ def test_the_cuda_key_compiles():
     command = ["c++", "-std=c++20", "-fsyntax-only", *includes, source]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [("9.0", ["90,code=sm_90"]), ("8.0;12.0+PTX", ["80,code=sm_80", "120,code=sm_120", "120,code=compute_120"])],
+)
+def test_architectures_of_the_wheel(given, flags, monkeypatch):
+    monkeypatch.syspath_prepend(str(fresh.ROOT / "tools"))
+    import build_wheel
+
+    monkeypatch.setattr(build_wheel, "toolkit_version", lambda home: (12, 8))
+    assert build_wheel.code_for(None, given) == [f"-gencode arch=compute_{flag}" for flag in flags]
+    minor, folder = build_wheel.torch_of(torch.__path__[0])
+    assert torch.__version__.startswith(f"{minor}.") and (folder / "lib/libtorch_cpu.so").exists()
+    assert minor in build_wheel.TORCHES  # a wheel of the newest torch is asked for by its number

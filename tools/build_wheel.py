@@ -30,6 +30,7 @@ from building import (
     named_architectures,
     sources,
     toolkit_version,
+    version,
 )
 
 # The first release of each minor version: what is in it is in the later ones.
@@ -41,7 +42,8 @@ NVCC_WHEELS = [f"nvidia-{name}=={NVCC}.*" for name in ("cuda-nvcc", "nvvm", "cud
 PARTS = ["torch/include/*", *(f"torch/lib/lib{name}.so" for name in ("torch", "torch_cpu", "torch_python", "c10"))]
 BUILD = Path("build/wheel")
 TREE = BUILD / "tree"
-KERNELS = "libsrmsnorm_kernels.so"
+# Of this version by its name, as a process finds a library that is loaded already by that.
+KERNELS = f"libsrmsnorm_kernels-{version()}.so"
 # Of the kernels' library only these are seen: none of the runtime's, of which torch has a copy of its own.
 EXPORTS = "{ global: _ZN8srmsnorm4cuda*; _ZN8srmsnorm3cpu*; local: *; };\n"
 

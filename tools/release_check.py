@@ -20,7 +20,8 @@ from typing import Any
 from build_wheel import KERNELS, TORCHES
 from elftools.elf.elffile import ELFFile  # of auditwheel
 
-ROOT = Path(__file__).resolve().parents[1]
+from building import ROOT, version
+
 MOST_BYTES = 100 << 20
 # What the libraries may need of the machine and of torch.
 NEEDED = r"lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s|gomp)\.so\.\d+|ld-linux.*|lib(torch|torch_cpu|torch_python|c10)\.so"
@@ -40,22 +41,24 @@ def only(pattern: str) -> Path:
     return found[0]
 
 
-def check_metadata(text: str, version: str, where: str) -> None:
+def check_metadata(text: str, where: str) -> None:
     about: Message = email.message_from_string(text)
-    wanted = {"Name": "srmsnorm", "Version": version, "License-Expression": "MIT", "License-File": "LICENSE"}
+    wanted = {"Name": "srmsnorm", "Version": version(), "License-Expression": "MIT", "License-File": "LICENSE"}
     wanted |= {"Requires-Python": ">=3.10", "Requires-Dist": "torch>=2.11"}
     for name, value in wanted.items():
         expect(about.get_all(name) == [value], f"{where}: {name} is {about.get_all(name)}, not {value}")
     expect("## Install" in str(about.get_payload()), f"{where}: README.md is not its long description")
 
 
-def check_wheel(path: Path, version: str, some: bool) -> None:
+def check_wheel(path: Path, some: bool) -> None:
     expect(path.stat().st_size < MOST_BYTES, f"{path.name} is larger than {MOST_BYTES >> 20} MiB")
-    expect(re.fullmatch(rf"srmsnorm-{version}-cp310-abi3-manylinux_2_\d+_\w+\.whl", path.name), f"the name {path.name}")
+    expect(
+        re.fullmatch(rf"srmsnorm-{version()}-cp310-abi3-manylinux_2_\d+_\w+\.whl", path.name), f"the name {path.name}"
+    )
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
         archive.extractall(folder)
-        package, about = Path(folder, "srmsnorm"), Path(folder, f"srmsnorm-{version}.dist-info")
-        check_metadata((about / "METADATA").read_text(), version, path.name)
+        package, about = Path(folder, "srmsnorm"), Path(folder, f"srmsnorm-{version()}.dist-info")
+        check_metadata((about / "METADATA").read_text(), path.name)
         licence = (about / "licenses/LICENSE").read_text()
         expect(licence == (ROOT / "LICENSE").read_text(), "another LICENSE in the wheel")
         minors = json.loads((package / "built_for.json").read_text())["torch"]
@@ -83,10 +86,10 @@ def check_library(path: Path) -> None:
     expect(not runtime, f"{path.parent.name}/{path.name} shows or wants the CUDA runtime's {runtime[:3]}")
 
 
-def check_source(path: Path, version: str) -> None:
+def check_source(path: Path) -> None:
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-        check_metadata(archive.extractfile(f"srmsnorm-{version}/PKG-INFO").read().decode(), version, path.name)  # type: ignore[union-attr]
+        check_metadata(archive.extractfile(f"srmsnorm-{version()}/PKG-INFO").read().decode(), path.name)  # type: ignore[union-attr]
     lost = {file for file in tracked() if not file.startswith((".ci/", ".gitignore"))} - names
     expect(not lost, f"not in the source distribution: {sorted(lost)}")
     expect(not [name for name in names if name.endswith((".so", "built_for.json"))], "what was built is in the sources")
@@ -98,12 +101,11 @@ def tracked(*folders: str) -> list[str]:
 
 
 def main() -> None:
-    version = re.search(r'^__version__ = "(.+)"', (ROOT / "srmsnorm/__init__.py").read_text(), re.M)[1]  # type: ignore[index]
     wheel, source = only("*.whl"), only("*.tar.gz")
     first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
-    expect(first and first[1] == version, f"CHANGELOG.md does not begin with {version}")
-    check_wheel(wheel, version, "--some" in sys.argv)
-    check_source(source, version)
+    expect(first and first[1] == version(), f"CHANGELOG.md does not begin with {version()}")
+    check_wheel(wheel, "--some" in sys.argv)
+    check_source(source)
     for tool in (["twine", "check", "--strict", wheel, source], ["check_wheel_contents", wheel]):
         done = subprocess.run([sys.executable, "-m", *map(str, tool)], capture_output=True, text=True)
         expect(done.returncode == 0, done.stdout + done.stderr)
