@@ -110,7 +110,8 @@ class Ninja:
     """A build file: each object and library by its command."""
 
     def __init__(self) -> None:
-        self.text = "rule run\n  command = $command\n  description = $out\n  depfile = $out.d\n  deps = gcc\n"
+        self.text = f"builddir = {BUILD}\n"  # of what ninja remembers
+        self.text += "rule run\n  command = $command\n  description = $out\n  depfile = $out.d\n  deps = gcc\n"
         self.text += "rule link\n  command = $command\n  description = $out\n"
 
     def object(self, source: str, folder: str, command: list[str]) -> str:
