@@ -43,7 +43,7 @@ PARTS = ["torch/include/*", *(f"torch/lib/lib{name}.so" for name in ("torch", "t
 BUILD = Path("build/wheel")
 TREE = BUILD / "tree"
 # Of this version by its name, as a process finds a library that is loaded already by that.
-KERNELS = f"libsrmsnorm_kernels-{version()}.so"
+KERNELS = f"libsrmsnorm_kernels_{version().replace('.', '_')}.so"
 # Of the kernels' library only these are seen: none of the runtime's, of which torch has a copy of its own.
 EXPORTS = "{ global: _ZN8srmsnorm4cuda*; _ZN8srmsnorm3cpu*; local: *; };\n"
 
