@@ -48,11 +48,11 @@ X = torch.ones(2, 3)
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("srms_norm", ([1.0], None, None), "argument 1 of srms_norm must be a Tensor, got list"),
-        ("srms_norm", (X, 3, None), "argument 2 of srms_norm must be a Tensor or None, got int"),
-        ("srms_norm", (X, None, "1"), "argument 3 of srms_norm must be a number or None, got str"),
-        ("srms_norm", (X, None), r"srms_norm takes 3 arguments, got 2"),
-        ("add_srms_norm", (X, None, None), "argument 2 of add_srms_norm must be a Tensor, got NoneType"),
+        ("srms_norm", ([1.0], None, None, None), "argument 1 of srms_norm must be a Tensor, got list"),
+        ("srms_norm", (X, 3, None, None), "argument 2 of srms_norm must be a Tensor or None, got int"),
+        ("srms_norm", (X, None, "1", None), "argument 3 of srms_norm must be a number or None, got str"),
+        ("srms_norm", (X, None), r"srms_norm takes 4 arguments, got 2"),
+        ("add_srms_norm", (X, None, None, None), "argument 2 of add_srms_norm must be a Tensor, got NoneType"),
         (
             "gated_srms_norm",
             (X, X, b"silu", True, None),
@@ -71,13 +71,13 @@ def test_what_it_does_not_take(name, arguments, message):
 
 def test_numbers():
     """Whatever Python takes for a number; what its conversion raises comes out as it is."""
-    wanted = _C.srms_norm(X, None, 1.0)
+    wanted = _C.srms_norm(X, None, 1.0, None)
     for eps in (1, True, torch.tensor(1.0), torch.tensor([1.0]).numpy()[0]):
-        assert torch.equal(_C.srms_norm(X, None, eps), wanted), eps
+        assert torch.equal(_C.srms_norm(X, None, eps, None), wanted), eps
     gated = _C.gated_srms_norm(X, X, "silu", False, 1.0)
     assert torch.equal(_C.gated_srms_norm(X, X, "silu", 0, 1.0), gated)
     for call in (
-        lambda: _C.srms_norm(X, None, Broken()),
+        lambda: _C.srms_norm(X, None, Broken(), None),
         lambda: _C.gated_srms_norm(X, X, None, Broken(), None),
         lambda: srmsnorm.launch_plan(Broken(), X.dtype),
     ):
@@ -86,8 +86,8 @@ def test_numbers():
 
 
 def test_results():
-    assert isinstance(_C.srms_norm(torch.nn.Parameter(X), None, None), torch.Tensor)
-    both = _C.add_srms_norm(X, X, None)
+    assert isinstance(_C.srms_norm(torch.nn.Parameter(X), None, None, None), torch.Tensor)
+    both = _C.add_srms_norm(X, X, None, None)
     assert type(both) is tuple and len(both) == 2
     assert _C.add_srms_norm_(X.clone(), X.clone(), None) is None
 
@@ -99,8 +99,8 @@ def test_keeps_no_reference():
     objects = (x, eps, None)
     before = [sys.getrefcount(o) for o in objects[:2]]
     for _ in range(100):
-        _C.srms_norm(x, None, eps)
-        _C.add_srms_norm(x, x, eps)
+        _C.srms_norm(x, None, eps, None)
+        _C.add_srms_norm(x, x, eps, None)
         with pytest.raises(TypeError):
-            _C.srms_norm(x, "residual", eps)
+            _C.srms_norm(x, "residual", eps, None)
     assert [sys.getrefcount(o) for o in objects[:2]] == before

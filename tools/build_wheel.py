@@ -139,7 +139,7 @@ def compile_all(home: Path, architectures: str, torches: dict[str, Path]) -> Non
     BUILD.mkdir(parents=True, exist_ok=True)
     flags = compile_flags()
     cxx = [compiler(), "-fPIC", *(flag.replace(f"{ROOT}/", "") for flag in flags["cxx"])]
-    nvcc = [f"{home}/bin/nvcc", "-Xcompiler", "-fPIC", *flags["nvcc"], *code_for(home, architectures)]
+    nvcc = [f"{home}/bin/nvcc", "-Xcompiler", "-fPIC", *flags["nvcc"], *code_for(architectures)]
     add_kernels(ninja, cxx, nvcc, home)
     for minor, torch in torches.items():
         include = [f"{torch}/include", f"{torch}/include/torch/csrc/api/include", f"{home}/include"]
@@ -172,7 +172,7 @@ def add_operators(ninja: Ninja, folder: str, cxx: list[str], torch: Path) -> Non
     ninja.library(f"{package}/{folder}/_C.abi3.so", objects, [*of_torch, "-ltorch_python"])
 
 
-def code_for(home: Path, architectures: str) -> list[str]:
+def code_for(architectures: str) -> list[str]:
     """TORCH_CUDA_ARCH_LIST in nvcc's words."""
     flags = []
     for name in architectures.split(";"):
@@ -180,8 +180,7 @@ def code_for(home: Path, architectures: str) -> list[str]:
         flags.append(f"-gencode arch=compute_{number},code=sm_{number}")
         if name.endswith("+PTX"):
             flags.append(f"-gencode arch=compute_{number},code=compute_{number}")
-    # As small as can be; drivers of CUDA 12 unpack only what the toolkits of CUDA 12 pack unasked.
-    return flags + (["--compress-mode=size"] if toolkit_version(home) >= (13, 0) else [])
+    return flags
 
 
 # ---- the wheel
