@@ -2,6 +2,7 @@
 // rows. Whoever launches looks; Meta could not, where only the data tells how many there are.
 #pragma once
 #include "ops.h"
+#include "quantized.h"
 #include "registration.h"
 
 namespace srmsnorm {
@@ -99,6 +100,35 @@ struct Kernels {
                                                const Tensor& rstd, MaybeName activation, bool norm_first) {
     return run(prepare_gated_backward(grad_output, input, gate, rstd, activation, norm_first, {.gate = true}))
         .grad_gate;
+  }
+
+  static std::tuple<Tensor, Tensor> srms_norm_quantized(const Tensor& input, const MaybeTensor& residual,
+                                                        const MaybeTensor& scale, c10::string_view dtype,
+                                                        MaybeDouble value, MaybeName name, MaybeInt group_size,
+                                                        bool power_of_two, MaybeDouble scale_ub, MaybeDouble eps) {
+    QuantizationOptions options{dtype, value, name, group_size, power_of_two, scale_ub, eps};
+    auto done = run(prepare_quantized(input, residual, scale, options, /*sum=*/false));
+    return {done.output, done.scale};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> add_srms_norm_quantized(const Tensor& input, const Tensor& residual,
+                                                                    const MaybeTensor& scale, c10::string_view dtype,
+                                                                    MaybeDouble value, MaybeName name,
+                                                                    MaybeInt group_size, bool power_of_two,
+                                                                    MaybeDouble scale_ub, MaybeDouble eps) {
+    QuantizationOptions options{dtype, value, name, group_size, power_of_two, scale_ub, eps};
+    auto done = run(prepare_quantized(input, residual, scale, options, /*sum=*/true));
+    return {done.output, done.scale, done.sum};
+  }
+
+  static std::tuple<Tensor, Tensor> add_srms_norm_quantized_(const Tensor& input, const Tensor& residual,
+                                                             const MaybeTensor& scale, c10::string_view dtype,
+                                                             MaybeDouble value, MaybeName name, MaybeInt group_size,
+                                                             bool power_of_two, MaybeDouble scale_ub, MaybeDouble eps) {
+    QuantizationOptions options{dtype, value, name, group_size, power_of_two, scale_ub, eps};
+    auto done = run(prepare_quantized_in_place(input, residual, scale, options));
+    finish_quantized_in_place(done, residual);
+    return {done.output, done.scale};
   }
 
   static void add_to(torch::Library& m) { SRMSNORM_EVERY_OPERATOR(SRMSNORM_BY_ITS_NAME) }

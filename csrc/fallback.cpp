@@ -1,6 +1,10 @@
 // Devices without a kernel of ours (MPS, XPU, a backend of one's own): the definition, in PyTorch's operators.
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
 #include <ATen/ops/add.h>
+#include <ATen/ops/amax.h>
+#include <ATen/ops/clamp.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/mean.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/rsqrt.h>
@@ -49,6 +53,33 @@ struct Fallback {
   static void run(const WideBackwardTensors& t) {
     auto y = t.input.to(t.rstd.scalar_type()) * t.rstd.unsqueeze(-1);
     copy(t.grad_input, projected(t.grad_output, y, t.rstd));
+  }
+
+  static void run(const QuantizedTensors& t) {
+    auto h = t.input.to(at::kFloat);
+    if (t.residual.defined()) h = h + t.residual.to(at::kFloat);
+    auto y = (h * at::rsqrt(mean(h.square()) + t.eps)).to(t.input.scalar_type()).to(at::kFloat);
+    copy(t.sum, h);
+    copy(t.output, quantized(t, y));
+  }
+
+  // Of y in float32; writes the scale.
+  static Tensor quantized(const QuantizedTensors& t, const Tensor& y) {
+    const auto& how = t.quantization;
+    Tensor q;
+    if (how.given) {
+      t.write_given_scale();
+      q = y * (1 / t.scale);
+    } else {
+      auto parts = how.group > 0 ? y.unflatten(-1, {-1, how.group}) : y.unsqueeze(-2), most = parts.abs().amax(-1);
+      auto scale = (most.clamp_max(how.upper) / at::full_like(most, how.most)).clamp_min(how.least);
+      if (how.power_of_two) scale = (scale.view(at::kInt) + 0x7fffff).bitwise_and(0x7f800000).view(at::kFloat);
+      scale = scale + (most - most);  // NaN where that is not finite
+      t.scale.copy_(scale);
+      q = (parts / scale.unsqueeze(-1)).flatten(-2);
+    }
+    q = q.clamp(-how.most, how.most);
+    return how.type == Quantized::Int8 ? q.nan_to_num(0).round() : q;
   }
 
   static void run(const GatedForwardTensors& t) {

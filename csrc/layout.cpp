@@ -50,13 +50,17 @@ struct Levels {
   }
 };
 
+// One element is every row's.
+int64_t stride_of(const TensorRows& operand, int64_t dim) {
+  return operand.tensor->numel() == 1 ? 0 : operand.tensor->stride(dim);
+}
+
 Levels merge(Operands operands, at::IntArrayRef leading) {
   Levels levels;
   for (int64_t dim = static_cast<int64_t>(leading.size()) - 1; dim >= 0; dim--) {
     if (leading[dim] == 1) continue;
     Levels::Strides strides{};
-    for (size_t k = 0; k < operands.size(); k++)
-      strides[k] = operands[k].rows->data ? operands[k].tensor->stride(dim) : 0;
+    for (size_t k = 0; k < operands.size(); k++) strides[k] = operands[k].rows->data ? stride_of(operands[k], dim) : 0;
     levels.add(leading[dim], strides);
   }
   levels.sort();
@@ -73,6 +77,10 @@ DType to_dtype(at::ScalarType dtype) {
       return DType::Float;
     case at::kDouble:
       return DType::Double;
+    case at::kFloat8_e4m3fn:
+    case at::kFloat8_e5m2:
+    case at::kChar:
+      return DType::Byte;
     default:
       TORCH_INTERNAL_ASSERT(false, "no kernel takes ", dtype);
   }

@@ -30,7 +30,13 @@ Tensor values(const Tensor& tensor, const std::string& name, const Tensor& like)
   return at::_nested_get_values(tensor);
 }
 
+// A scale that is one element is every row's, and nested nowhere.
+bool is_one_element(const Tensor& tensor, const std::string& name) {
+  return name == "scale" && tensor.layout() != at::kJagged && tensor.numel() == 1;
+}
+
 MaybeTensor values(const MaybeTensor& tensor, const std::string& name, const Tensor& like) {
+  if (tensor && tensor->defined() && is_one_element(*tensor, name)) return tensor;
   return tensor && tensor->defined() ? MaybeTensor(values(*tensor, name, like)) : std::nullopt;
 }
 
@@ -40,6 +46,7 @@ T values(const T& other, const std::string&, const Tensor&) {
 }
 
 Tensor nested(const Tensor& values, const Tensor& like) {
+  if (values.dim() < like.dim() - 1) return values;  // one element
   return at::_nested_view_from_jagged(values, at::_nested_get_offsets(like), /*dummy=*/like,
                                       maybe(at::_nested_get_lengths(like)), at::_nested_get_ragged_idx(like),
                                       maybe(at::_nested_get_min_seqlen(like)), maybe(at::_nested_get_max_seqlen(like)));

@@ -117,6 +117,52 @@ struct GatedBackwardOperands {
   }
 };
 
+// What a result of a byte is.
+enum class Quantized : int8_t { Float8E4M3, Float8E5M2, Int8 };
+
+constexpr float largest(Quantized type) {
+  return type == Quantized::Float8E4M3 ? 448 : type == Quantized::Float8E5M2 ? 57344 : 127;
+}
+
+// How y becomes bytes, and which scale that takes: q = y * (1 / scale) where one is given; else q = y / scale, scale =
+// max(min(largest |y|, upper) / most, least) of a row or a group of its elements.
+struct Quantization {
+  Quantized type = Quantized::Float8E4M3;
+  bool given = false, one_for_all = false;  // given as a number or an operand; which is one element
+  bool power_of_two = false;                // else rounded up to one
+  bool normalized = false;                  // y is the input
+  int group = 0;                            // elements; 0: the row
+  float value = 1, upper = 0;               // value: the number given
+  float most, inverse_of_most, least;       // of the type
+  int64_t group_stride = 0;                 // from a group's scale to the next one's, in elements
+
+  constexpr Quantization(Quantized type = Quantized::Float8E4M3)
+      : type(type),
+        most(largest(type)),
+        inverse_of_most(1 / most),
+        least(type == Quantized::Int8 ? 0x1p-23f : 1 / (512 * most)) {}
+};
+
+// As forward; y is rounded to the input's dtype, and written as bytes with the scales that give it back. given: a scale
+// for every row. scale: one or several a row.
+template <class Each>
+struct QuantizedOperands {
+  static constexpr bool kBackward = false, kGated = false;
+  Each input, residual, given, output, sum, scale;
+
+  constexpr const Each& main() const { return input; }
+
+  template <class F, class... Lists>
+  static constexpr void zip(F f, Lists&... of) {
+    f(kRead, of.input...);
+    f(kRead, of.residual...);
+    f(kNumberRead, of.given...);
+    f(kWritten, of.output...);
+    f(kWritten, of.sum...);
+    f(kNumberWritten, of.scale...);
+  }
+};
+
 template <class Operands>
 constexpr int operand_count() {
   int count = 0;

@@ -65,15 +65,40 @@
         "(Tensor grad_output, Tensor input, Tensor gate, Tensor rstd, *, str? activation=None, " \
         "bool norm_before_gate=True) -> Tensor", \
         Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, MaybeName, bool))
+
+// The scale: a tensor, a number, a name ("bound"), or none of them.
+#define SRMSNORM_QUANTIZATION \
+  "str dtype=\"float8_e4m3fn\", float? scale_value=None, str? scale_name=None, int? group_size=None, " \
+  "bool power_of_two=False, float? scale_ub=None, float? eps=None"
+#define SRMSNORM_QUANTIZATION_TYPES \
+  c10::string_view, MaybeDouble, MaybeName, MaybeInt, bool, MaybeDouble, MaybeDouble
+
+#define SRMSNORM_QUANTIZED_OPERATORS(outer, inner) \
+  outer(srms_norm_quantized, \
+        "(Tensor input, Tensor? residual=None, Tensor? scale=None, *, " SRMSNORM_QUANTIZATION ") " \
+        "-> (Tensor output, Tensor scale_used)", \
+        std::tuple<Tensor, Tensor>(const Tensor&, const MaybeTensor&, const MaybeTensor&, \
+                                   SRMSNORM_QUANTIZATION_TYPES)) \
+  outer(add_srms_norm_quantized, \
+        "(Tensor input, Tensor residual, Tensor? scale=None, *, " SRMSNORM_QUANTIZATION ") " \
+        "-> (Tensor output, Tensor scale_used, Tensor sum)", \
+        std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const MaybeTensor&, \
+                                           SRMSNORM_QUANTIZATION_TYPES)) \
+  outer(add_srms_norm_quantized_, \
+        "(Tensor input, Tensor(a!) residual, Tensor? scale=None, *, " SRMSNORM_QUANTIZATION ") " \
+        "-> (Tensor output, Tensor scale_used)", \
+        std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const MaybeTensor&, SRMSNORM_QUANTIZATION_TYPES))
 // clang-format on
 
 #define SRMSNORM_EVERY_OPERATOR(row) \
   SRMSNORM_NORM_OPERATORS(row, row)  \
   SRMSNORM_RSTD_OPERATORS(row, row)  \
-  SRMSNORM_GATED_OPERATORS(row, row)
+  SRMSNORM_GATED_OPERATORS(row, row) \
+  SRMSNORM_QUANTIZED_OPERATORS(row, row)
 
 #define SRMSNORM_NO_ROW(...)
-#define SRMSNORM_PUBLIC_OPERATORS(row)          \
-  SRMSNORM_NORM_OPERATORS(row, SRMSNORM_NO_ROW) \
-  SRMSNORM_RSTD_OPERATORS(row, SRMSNORM_NO_ROW) \
-  SRMSNORM_GATED_OPERATORS(row, SRMSNORM_NO_ROW)
+#define SRMSNORM_PUBLIC_OPERATORS(row)           \
+  SRMSNORM_NORM_OPERATORS(row, SRMSNORM_NO_ROW)  \
+  SRMSNORM_RSTD_OPERATORS(row, SRMSNORM_NO_ROW)  \
+  SRMSNORM_GATED_OPERATORS(row, SRMSNORM_NO_ROW) \
+  SRMSNORM_QUANTIZED_OPERATORS(row, SRMSNORM_NO_ROW)

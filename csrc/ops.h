@@ -17,6 +17,7 @@ using MaybeTensor = std::optional<Tensor>;
 using MaybeDouble = std::optional<double>;
 using MaybeDtype = std::optional<at::ScalarType>;
 using MaybeName = std::optional<c10::string_view>;
+using MaybeInt = std::optional<int64_t>;
 
 // ---- handles of the operators
 

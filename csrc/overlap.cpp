@@ -121,19 +121,32 @@ const char* overlap_or_doubt(int work) {
   return work >= 0 ? "overlap in memory" : "may overlap in memory (their strides are too irregular to tell)";
 }
 
+void check_itself(const Tensor& tensor, const char* name, const char* what, int& work) {
+  TORCH_CHECK(!overlaps_itself(tensor, work), "srmsnorm: ", name, " overwrites ", what, ", but elements of one ",
+              overlap_or_doubt(work), ": sizes ", tensor.sizes(), ", strides ", tensor.strides());
+}
+
+void check_apart(const Tensor& a, const Tensor& b, const char* name, const char* what, int& work) {
+  TORCH_CHECK(!overlap(a, b, work), "srmsnorm: ", name, " overwrites ", what, ", but they ", overlap_or_doubt(work),
+              ": sizes ", a.sizes(), ", strides ", a.strides(), " and ", b.strides(), " in elements of ",
+              a.element_size(), " and ", b.element_size(), " bytes, ", begin(b) - begin(a),
+              " bytes from one to the other");
+}
+
 }  // namespace
 
 void check_no_overlap(const Tensor& input, const Tensor& residual) {
   if (input.numel() == 0) return;
   int work = kMostWork;
-  for (const auto* tensor : {&input, &residual})
-    TORCH_CHECK(!overlaps_itself(*tensor, work),
-                "srmsnorm: add_srms_norm_ overwrites its operands, but elements of one ", overlap_or_doubt(work),
-                ": sizes ", tensor->sizes(), ", strides ", tensor->strides());
-  TORCH_CHECK(!overlap(input, residual, work), "srmsnorm: add_srms_norm_ overwrites its operands, but they ",
-              overlap_or_doubt(work), ": sizes ", input.sizes(), ", strides ", input.strides(), " and ",
-              residual.strides(), " in elements of ", input.element_size(), " and ", residual.element_size(),
-              " bytes, ", begin(residual) - begin(input), " bytes from one to the other");
+  for (const auto* tensor : {&input, &residual}) check_itself(*tensor, "add_srms_norm_", "its operands", work);
+  check_apart(input, residual, "add_srms_norm_", "its operands", work);
+}
+
+void check_no_overlap_of_written(const Tensor& residual, const Tensor& read, const char* name) {
+  if (residual.numel() == 0) return;
+  int work = kMostWork;
+  check_itself(residual, name, "its residual", work);
+  check_apart(read, residual, name, "its residual", work);
 }
 
 }  // namespace srmsnorm

@@ -6,10 +6,12 @@
 
 namespace srmsnorm {
 
-enum class DType : int8_t { Half, BFloat16, Float, Double };
+enum class DType : int8_t { Half, BFloat16, Float, Double, Byte };  // Byte: quantised results, of whatever type
 
 constexpr bool is_16_bit(DType dtype) { return dtype == DType::Half || dtype == DType::BFloat16; }
-constexpr int size_of(DType dtype) { return dtype == DType::Double ? 8 : dtype == DType::Float ? 4 : 2; }
+constexpr int size_of(DType dtype) {
+  return dtype == DType::Double ? 8 : dtype == DType::Float ? 4 : dtype == DType::Byte ? 1 : 2;
+}
 
 // f with an element of that dtype; those of 16 bits are the device's own types.
 template <class Half, class BFloat16, class F>
@@ -23,6 +25,8 @@ auto with_type(DType dtype, F f) {
       return f(float());
     case DType::Double:
       return f(double());
+    case DType::Byte:
+      break;
   }
   __builtin_unreachable();
 }
@@ -81,6 +85,14 @@ struct GatedForwardArgs : GatedForwardOperands<Rows> {
 struct GatedBackwardArgs : GatedBackwardOperands<Rows> {
   RowSpace space;
   Gating gating;
+};
+
+// output is of bytes, by rows without gaps; the other operands as in ForwardArgs, but that nothing is of double. Absent
+// may be: residual, sum (in place it is residual), given, and scale where it is given.
+struct QuantizedArgs : QuantizedOperands<Rows> {
+  RowSpace space;
+  double eps = 0;
+  Quantization quantization;
 };
 
 }  // namespace srmsnorm

@@ -23,9 +23,14 @@ SRMSNORM_SCHEMAS(m) {
 }
 
 // PyTorch's fallbacks for these keys take an operator in place to return its operand. The kernels look for themselves.
-SRMSNORM_KERNELS(Negative, m) { m.impl("add_srms_norm_", torch::CppFunction::makeFallthrough()); }
-SRMSNORM_KERNELS(Conjugate, m) { m.impl("add_srms_norm_", torch::CppFunction::makeFallthrough()); }
-SRMSNORM_KERNELS(ZeroTensor, m) { m.impl("add_srms_norm_", torch::CppFunction::makeFallthrough()); }
+static void look_for_themselves(torch::Library& m) {
+  for (const char* name : {"add_srms_norm_", "add_srms_norm_quantized_"})
+    m.impl(name, torch::CppFunction::makeFallthrough());
+}
+
+SRMSNORM_KERNELS(Negative, m) { look_for_themselves(m); }
+SRMSNORM_KERNELS(Conjugate, m) { look_for_themselves(m); }
+SRMSNORM_KERNELS(ZeroTensor, m) { look_for_themselves(m); }
 
 SRMSNORM_KERNELS(Meta, m) { Kernels<Meta>::add_to(m); }
 

@@ -4,6 +4,7 @@
 #include <ATen/functorch/DynamicLayer.h>
 
 #include "ops.h"
+#include "quantized.h"
 #include "registration.h"
 
 namespace srmsnorm {
@@ -54,6 +55,8 @@ class Level {
   std::tuple<Tensors...> out(const std::tuple<Tensors...>& tensors) const {
     return std::apply([&](const auto&... each) { return std::make_tuple(out(each)...); }, tensors);
   }
+
+  const std::optional<c10::SymInt>& size() const { return size_; }
 
  private:
   c10::impl::ExcludeDispatchKeyGuard guard_{c10::DispatchKey::FuncTorchBatched};
@@ -117,11 +120,61 @@ struct Rule<op::add_srms_norm_, void(const Tensor&, const Tensor&, MaybeDouble)>
   }
 };
 
+// A scale that is given: one element for all, or one of each of the batch, which every row of it gets.
+MaybeTensor in_rows(const Level& level, const MaybeTensor& scale, const Tensor& input) {
+  if (!scale || !level.batched(*scale)) return scale;
+  auto values = level.in(*scale);
+  std::vector<c10::SymInt> sizes(input.dim(), 1);
+  sizes[0] = values.sym_size(0);
+  if (values.sym_numel() == sizes[0]) values = values.reshape_symint(sizes);
+  sizes = input.sym_sizes().vec();
+  sizes.back() = 1;
+  return values.expand_symint(sizes);
+}
+
+template <auto op>
+constexpr bool kOverwritesResidual = false;
+template <>
+constexpr bool kOverwritesResidual<op::add_srms_norm_quantized_> = true;
+
+template <auto op, class Signature>
+struct QuantizedRule;
+
+template <auto op, class Result, class Residual, class... Options>
+struct QuantizedRule<op, Result(const Tensor&, Residual, const MaybeTensor&, Options...)> {
+  static constexpr bool kInPlace = kOverwritesResidual<op>;
+
+  static Result call(const Tensor& input, Residual residual, const MaybeTensor& scale, Options... options) {
+    if constexpr (kInPlace)
+      check_quantized_in_place(input, residual, scale, {options...});
+    else
+      check_quantized(input, residual, scale, {options...});
+    Level level;
+    level.learn(input);
+    level.learn(residual);
+    level.learn(scale);
+    if constexpr (kInPlace)
+      TORCH_CHECK(level.batched(residual) || !level.size(),
+                  "srmsnorm: add_srms_norm_quantized_ under vmap overwrites its residual, which must be batched where "
+                  "another operand is");
+    auto rows = level.in(input);
+    auto given = in_rows(level, scale, rows);
+    auto results = op().call(rows, level.in(residual), given, options...);
+    auto batched = level.out(results);
+    auto& used = std::get<1>(results);
+    if (used.dim() < rows.dim()) std::get<1>(batched) = used;  // one element of the whole batch
+    return batched;
+  }
+};
+
 }  // namespace
 
 SRMSNORM_KERNELS(FuncTorchBatched, m) {
 #define SRMSNORM_RULE(name, ...) m.impl(#name, &BySignature<op::name, Rule>::call);
-  SRMSNORM_EVERY_OPERATOR(SRMSNORM_RULE)
+  SRMSNORM_NORM_OPERATORS(SRMSNORM_RULE, SRMSNORM_RULE)
+  SRMSNORM_GATED_OPERATORS(SRMSNORM_RULE, SRMSNORM_RULE)
+#define SRMSNORM_QUANTIZED_RULE(name, ...) m.impl(#name, &BySignature<op::name, QuantizedRule>::call);
+  SRMSNORM_QUANTIZED_OPERATORS(SRMSNORM_QUANTIZED_RULE, SRMSNORM_QUANTIZED_RULE)
   m.impl("_srms_norm_backward", &_srms_norm_backward);  // functorch does not look for composite kernels itself
 }
 

@@ -7,7 +7,16 @@ from . import _dead_gradients as _dead_gradients  # registers what it has
 from . import functionalization as functionalization  # only registers
 from . import reference
 from ._library import build_info, cmake_prefix_path, launch_plan, library_path
-from .functional import add_srms_norm, add_srms_norm_, gated_srms_norm, rstd, srms_norm
+from .functional import (
+    add_srms_norm,
+    add_srms_norm_,
+    add_srms_norm_quantized,
+    add_srms_norm_quantized_,
+    gated_srms_norm,
+    rstd,
+    srms_norm,
+    srms_norm_quantized,
+)
 from .inlining import inline_under_compile
 from .module import SRMSNorm, SRMSNormGated
 
@@ -22,6 +31,8 @@ __all__ = [
     "SRMSNormGated",
     "add_srms_norm",
     "add_srms_norm_",
+    "add_srms_norm_quantized",
+    "add_srms_norm_quantized_",
     "build_info",
     "cmake_prefix_path",
     "convert",
@@ -33,6 +44,7 @@ __all__ = [
     "reference",
     "rstd",
     "srms_norm",
+    "srms_norm_quantized",
 ]
 
 _LATER = {

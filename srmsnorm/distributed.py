@@ -65,6 +65,28 @@ def _strategy(rule: _Rule, op_schema: OpSchema) -> OpStrategy:
     return OpStrategy([OpSpec(results, needed)])
 
 
+def _quantized(op_schema: OpSchema) -> OpStrategy:
+    """Rows as ever. A scale that is one element is everywhere the same; others are split as the rows are."""
+    names = [argument.name for argument in op_schema.op._schema.arguments]
+    specs = {
+        name: strategy.strategies[0].output_spec
+        for name, strategy in zip(names, op_schema.args_schema, strict=False)
+        if isinstance(strategy, OpStrategy)
+    }
+    mesh, leading, given = op_schema.get_mesh_from_args(), specs["input"].ndim - 1, specs.get("scale")
+    kept = ["residual"] if op_schema.is_inplace_op() else ["input", "residual"]
+    by_mesh_dim = zip(*(specs[name].placements for name in kept if name in specs), strict=True)
+    rows = DTensorSpec(mesh, tuple(_rows(placements, leading) for placements in by_mesh_dim))
+    if op_schema.is_inplace_op():
+        _check_in_place([specs["residual"]], [rows])
+    same = DTensorSpec(mesh, (Replicate(),) * mesh.ndim)
+    one = given is not None and given.tensor_meta.shape.numel() == 1
+    number = {"scale_value", "scale_name"} & {k for k, v in op_schema.kwargs_schema.items() if v is not None}
+    used = same if one or number else rows
+    needed = [used if name == "scale" else rows for name in specs]
+    return OpStrategy([OpSpec((rows, used, rows)[: len(op_schema.op._schema.returns)], needed)])
+
+
 def _check_in_place(operands: Sequence[DTensorSpec], needed: Sequence[DTensorSpec]) -> None:
     if any(has.placements != needs.placements for has, needs in zip(operands, needed, strict=True)):
         raise RuntimeError(
@@ -95,6 +117,9 @@ def _register() -> None:
     propagator = DTensor._op_dispatcher.sharding_propagator
     for op in _operators():
         names = [argument.name for argument in op._schema.arguments]
+        if "scale" in names:
+            propagator.register_op_strategy(op, _quantized, _cache_key(op))
+            continue
         rule = partial(_backward, names) if names[0] == "grad_output" else _forward
         propagator.register_op_strategy(op, partial(_strategy, rule), _cache_key(op))
 

@@ -2,7 +2,7 @@
 overrides torch functions sees the operator of the same name, or, where the user or ONNX wants it inlined, the formula
 behind a call of the operator that checks the arguments and whose result nobody uses: the compiler drops it."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,16 @@ from torch.overrides import has_torch_function, has_torch_function_unary
 from . import inlining, reference
 from ._library import _C
 
-__all__ = ["add_srms_norm", "add_srms_norm_", "gated_srms_norm", "rstd", "srms_norm"]
+__all__ = [
+    "add_srms_norm",
+    "add_srms_norm_",
+    "add_srms_norm_quantized",
+    "add_srms_norm_quantized_",
+    "gated_srms_norm",
+    "rstd",
+    "srms_norm",
+    "srms_norm_quantized",
+]
 
 _is_compiling = torch.compiler.is_compiling
 _srms_norm = torch.ops.srmsnorm.srms_norm.default
@@ -19,6 +28,9 @@ _add_srms_norm = torch.ops.srmsnorm.add_srms_norm.default
 _add_srms_norm_ = torch.ops.srmsnorm.add_srms_norm_.default
 _gated_srms_norm = torch.ops.srmsnorm.gated_srms_norm.default
 _rstd = torch.ops.srmsnorm.rstd.default
+_srms_norm_quantized = torch.ops.srmsnorm.srms_norm_quantized.default
+_add_srms_norm_quantized = torch.ops.srmsnorm.add_srms_norm_quantized.default
+_add_srms_norm_quantized_ = torch.ops.srmsnorm.add_srms_norm_quantized_.default
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -197,3 +209,160 @@ def gated_srms_norm(
         z = _gated_srms_norm(input, gate, **options)
         return reference.gated_srms_norm(input, gate, **options) if _is_compiling() and inlining.wanted() else z
     return _C.gated_srms_norm(input, gate, activation, norm_before_gate, eps)
+
+
+def srms_norm_quantized(
+    input: Tensor,
+    residual: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale: float | Tensor | Literal["bound"] | None = None,
+    group_size: int | None = None,
+    power_of_two: bool = False,
+    scale_ub: float | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""The norm in bytes: what an fp8 or int8 linear layer takes, in one pass over the input.
+
+    .. math:: y = \mathrm{round}(\mathrm{srms\_norm}(input, residual)), \qquad
+        scale = \max(\min(\max |y|, scale\_ub) / q_{max}, s_{min}), \qquad
+        q = \mathrm{round}(\mathrm{clamp}(y / scale, \pm q_{max}))
+
+    y has been rounded to the dtype of ``input`` first, and ``q * scale`` is it again but for the rounding. There is a
+    scale for each row, or each ``group_size`` neighbours in it, or one that is given; then :math:`q` is the rounding of
+    :math:`y \cdot (1 / scale)`. In float32, with IEEE divisions. Not differentiable; ``docs/quantized.md`` has a
+    straight-through estimate, and says which results ``torch._scaled_mm`` and ``torch._int_mm`` take.
+
+    Args:
+        input: as in :func:`srms_norm`, but for float64.
+        residual: as in :func:`srms_norm`.
+        dtype: of q: float8_e4m3fn (:math:`q_{max}` 448), float8_e5m2 (57344) or int8 (127).
+        scale: None for one of each row or group; a number; a tensor of one float32 element (or one a row), which is
+            read on its device; or "bound" for the smallest power of two for which no y of that many elements exceeds
+            :math:`q_{max}`, since :math:`|y| \le \sqrt{dim}`.
+        group_size: 64 or 128, which must divide dim: a scale for each of so many neighbours; None: one for the row.
+        power_of_two: whether scales are rounded up to powers of two.
+        scale_ub: above 0, bounds the largest \|y\| that a scale is made of; what is larger saturates.
+        eps: as in :func:`srms_norm`.
+
+    Returns:
+        (q, scale): q contiguous, of the shape of ``input``; scale in float32: of shape (..., 1), contiguous; or (...,
+        dim / group_size) with stride 1 along the rows; or as it was given, a number as a new tensor of one element.
+
+    Raises:
+        RuntimeError: as :func:`srms_norm`; float64; another dtype of q; a number that is not a finite float32 above 0;
+            a scale of another dtype, device or shape; group_size, power_of_two or scale_ub beside a scale; a group that
+            does not divide dim; an operand that requires grad in grad mode or carries a tangent.
+    """
+    if _is_compiling() or has_torch_function((input, residual, scale)):
+        options = _options(dtype, scale, group_size, power_of_two, scale_ub, eps)
+        q, used = _srms_norm_quantized(input, residual, _tensor(scale), **options)
+        if _is_compiling() and inlining.wanted():
+            return reference.srms_norm_quantized(input, residual, **_of_reference(options, scale, dtype))
+    else:
+        q, used = _C.srms_norm_quantized(
+            input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
+        )
+    return q, scale if isinstance(scale, Tensor) else used
+
+
+def add_srms_norm_quantized(
+    input: Tensor,
+    residual: Tensor,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale: float | Tensor | Literal["bound"] | None = None,
+    group_size: int | None = None,
+    power_of_two: bool = False,
+    scale_ub: float | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`srms_norm_quantized` of ``input + residual``, and that sum.
+
+    Returns:
+        (q, scale, sum): sum in the dtype of ``residual``, rounded once.
+
+    Raises:
+        RuntimeError: as :func:`srms_norm_quantized`.
+    """
+    if _is_compiling() or has_torch_function((input, residual, scale)):
+        options = _options(dtype, scale, group_size, power_of_two, scale_ub, eps)
+        q, used, sum = _add_srms_norm_quantized(input, residual, _tensor(scale), **options)
+        if _is_compiling() and inlining.wanted():
+            return reference.add_srms_norm_quantized(input, residual, **_of_reference(options, scale, dtype))
+    else:
+        q, used, sum = _C.add_srms_norm_quantized(
+            input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
+        )
+    return q, scale if isinstance(scale, Tensor) else used, sum
+
+
+def add_srms_norm_quantized_(
+    input: Tensor,
+    residual: Tensor,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale: float | Tensor | Literal["bound"] | None = None,
+    group_size: int | None = None,
+    power_of_two: bool = False,
+    scale_ub: float | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`add_srms_norm_quantized` whose sum overwrites ``residual``; ``input`` is only read.
+
+    Args:
+        residual: as in :func:`add_srms_norm`, with a last dimension of stride 1; overwritten.
+
+    Returns:
+        (q, scale).
+
+    Raises:
+        RuntimeError: as :func:`srms_norm_quantized`; also where elements of ``residual`` share memory with each other
+            or with another operand.
+    """
+    if _is_compiling() or has_torch_function((input, residual, scale)):
+        options = _options(dtype, scale, group_size, power_of_two, scale_ub, eps)
+        if _is_compiling() and torch.onnx.is_in_onnx_export():
+            q, used, sum = add_srms_norm_quantized(input, residual, **_of_reference(options, scale, dtype))
+            residual.copy_(sum)
+        else:
+            q, used = _add_srms_norm_quantized_(input, residual, _tensor(scale), **options)
+    else:
+        q, used = _C.add_srms_norm_quantized_(
+            input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
+        )
+    return q, scale if isinstance(scale, Tensor) else used
+
+
+def _tensor(scale: Any) -> Tensor | None:
+    return scale if isinstance(scale, Tensor) else None
+
+
+def _positional(dtype: torch.dtype, scale: Any) -> tuple[Any, ...]:
+    """The scale as a tensor, the dtype's name, the scale as a number and as a name, as the operators take them."""
+    name = _name(dtype) if isinstance(dtype, torch.dtype) else dtype
+    if scale is None:
+        return None, name, None, None
+    if isinstance(scale, Tensor):
+        return scale, name, None, None
+    return (None, name, None, scale) if isinstance(scale, str) else (None, name, scale, None)
+
+
+def _options(
+    dtype: torch.dtype, scale: Any, group_size: int | None, power_of_two: bool, scale_ub: float | None, eps: Any
+) -> dict[str, Any]:
+    _, name, value, scale_name = _positional(dtype, scale)
+    return {
+        "dtype": name,
+        "scale_value": value,
+        "scale_name": scale_name,
+        "group_size": group_size,
+        "power_of_two": power_of_two,
+        "scale_ub": scale_ub,
+        "eps": eps,
+    }
+
+
+def _of_reference(options: dict[str, Any], scale: Any, dtype: torch.dtype) -> dict[str, Any]:
+    own = {key: value for key, value in options.items() if not key.startswith("scale_") or key == "scale_ub"}
+    return {**own, "scale": scale, "dtype": dtype}

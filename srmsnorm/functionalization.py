@@ -1,8 +1,8 @@
-"""How a compiler makes ``add_srms_norm_`` functional.
+"""How a compiler makes ``add_srms_norm_`` and ``add_srms_norm_quantized_`` functional.
 
 PyTorch's own rule keeps the call, and Inductor runs it in place again without a copy. That is right on operands of two
 storages, and on parts of one tensor, where such a tensor begins where its storage does, offsets are plain numbers and
-nothing is lazily negated. Elsewhere the call becomes ``add_srms_norm`` and two copies, for PyTorch's rule takes a
+nothing is lazily negated. Elsewhere the call becomes that of another operator and copies, for PyTorch's rule takes a
 negated view for its base, and Inductor an offset that is a symbol for 0. In torch 2.11 it also counts offsets from a
 graph input's first element, not its storage's, and of two inputs that share a storage it copies the second from the
 storage's first byte, in code that the cache on disk then hands to other tensors.
@@ -18,6 +18,7 @@ from . import _library  # noqa: F401  (loads the operators)
 __all__: list[str] = []
 
 _add_srms_norm_ = torch.ops.srmsnorm.add_srms_norm_.default
+_add_srms_norm_quantized_ = torch.ops.srmsnorm.add_srms_norm_quantized_.default
 
 
 def _functionalize(mode: FunctionalTensorMode, input: Any, residual: Any, *, eps: float | None = None) -> None:
@@ -25,10 +26,25 @@ def _functionalize(mode: FunctionalTensorMode, input: Any, residual: Any, *, eps
         return mode.__torch_dispatch__(_add_srms_norm_, (), (input, residual), {"eps": eps})
     with mode:
         if _base(input) is _base(residual):
-            _expect_apart(input, residual)
+            _expect_apart(input, residual, "add_srms_norm_ overwrites its operands")
         y, sum = torch.ops.srmsnorm.add_srms_norm(input, residual, eps=eps)
         input.copy_(y)
         residual.copy_(sum)
+
+
+def _functionalize_quantized(
+    mode: FunctionalTensorMode, input: Any, residual: Any, scale: Any = None, **options: Any
+) -> Any:
+    functional = all(isinstance(tensor, FunctionalTensor) for tensor in (input, residual))
+    if functional and _base(input) is _base(residual):  # the call kept would get a copy of the residual alone
+        with mode:
+            _expect_apart(input, residual, "add_srms_norm_quantized_ overwrites its residual")
+    if _can_be_in_place(input, residual):
+        return mode.__torch_dispatch__(_add_srms_norm_quantized_, (), (input, residual, scale), options)
+    with mode:
+        q, used, sum = torch.ops.srmsnorm.add_srms_norm_quantized(input, residual, scale, **options)
+        residual.copy_(sum)
+        return q, used
 
 
 def _can_be_in_place(input: Any, residual: Any) -> bool:
@@ -56,7 +72,7 @@ def _storage(tensor: FunctionalTensor) -> int:
     return tensor.from_functional().untyped_storage()._cdata
 
 
-def _expect_apart(input: FunctionalTensor, residual: FunctionalTensor) -> None:
+def _expect_apart(input: FunctionalTensor, residual: FunctionalTensor, what: str) -> None:
     """The operator's own check, which sees copies then, as far as offsets and sizes tell: of contiguous operands."""
     from torch.fx.experimental.symbolic_shapes import sym_or
 
@@ -68,11 +84,12 @@ def _expect_apart(input: FunctionalTensor, residual: FunctionalTensor) -> None:
     torch._check(
         sym_or(ends[0] <= begins[1], ends[1] <= begins[0]),
         lambda: (
-            f"srmsnorm: add_srms_norm_ overwrites its operands, but they overlap in memory: bytes {begins[0]} to "
-            f"{ends[0]} and {begins[1]} to {ends[1]} of one buffer"
+            f"srmsnorm: {what}, but they overlap in memory: bytes {begins[0]} to {ends[0]} and {begins[1]} to "
+            f"{ends[1]} of one buffer"
         ),
     )
 
 
 if FunctionalTensorMode not in _add_srms_norm_.python_key_table:  # else the package is imported a second time
     _add_srms_norm_.py_impl(FunctionalTensorMode)(_functionalize)
+    _add_srms_norm_quantized_.py_impl(FunctionalTensorMode)(_functionalize_quantized)

@@ -18,10 +18,10 @@ class inline_under_compile:
     """Lets ``torch.compile`` see the norm's formula instead of one operator, and fuse it with what is around it.
 
     By default compiled code calls the operator, and so gives the bits that eager code gives. With this, calls of
-    :func:`srmsnorm.srms_norm`, :func:`srmsnorm.add_srms_norm`, :func:`srmsnorm.gated_srms_norm`, :func:`srmsnorm.rstd`
-    and of the modules that ``torch.compile`` or ``torch.export`` traces become :mod:`srmsnorm.reference`. The
-    guarantees *same row, same bits* and *accuracy*, and what backward keeps, are the compiler's then. Inputs are
-    checked all the same; eager calls and ``add_srms_norm_`` stay as they are.
+    :func:`srmsnorm.srms_norm`, :func:`srmsnorm.add_srms_norm`, :func:`srmsnorm.gated_srms_norm`, :func:`srmsnorm.rstd`,
+    the quantised kin and of the modules that ``torch.compile`` or ``torch.export`` traces become
+    :mod:`srmsnorm.reference`. The guarantees *same row, same bits* and *accuracy*, and what backward keeps, are the
+    compiler's then. Inputs are checked all the same; eager calls and those in place stay as they are.
 
     A statement for the rest of the process, or a context around calls of the compiled function::
 

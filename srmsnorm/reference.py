@@ -11,15 +11,32 @@ a number that is added to such a tensor, is first rounded to its type. With a ga
     z = (h * r) * a              r of h
     z = (h * a) * r              r of h * a, where the gate comes before the norm
 
+Quantised, y is rounded to the input's dtype, and divided by the largest |y| of its row or group:
+
+    q = sat(y / scale)           scale = max(min(max |y|, upper) / largest q, smallest scale)
+
 Arguments are not checked.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "accumulation_dtype", "add_srms_norm", "default_eps", "gated_srms_norm", "rstd", "srms_norm"]
+__all__ = [
+    "ACTIVATIONS",
+    "LARGEST",
+    "accumulation_dtype",
+    "add_srms_norm",
+    "add_srms_norm_quantized",
+    "default_eps",
+    "gated_srms_norm",
+    "quantize",
+    "rstd",
+    "srms_norm",
+    "srms_norm_quantized",
+]
 
 # By the names that the operators know.
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -28,6 +45,10 @@ ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "swish": torch.nn.functional.silu,
     "sigmoid": torch.sigmoid,
 }
+
+
+# Of the dtypes of quantised results.
+LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -73,6 +94,67 @@ def gated_srms_norm(
     a = ACTIVATIONS[activation](gate.to(h.dtype))
     z = _norm(h, eps) * a if norm_before_gate else _norm(h * a, eps)
     return z.to(input.dtype)
+
+
+def quantize(
+    y: Tensor,
+    *,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale: float | Tensor | str | None = None,
+    group_size: int | None = None,
+    power_of_two: bool = False,
+    scale_ub: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Bytes and scales of what is normalized and rounded. By tensors alone, as PyTorch on a GPU multiplies by the
+    reciprocal of a number that it is to divide by."""
+    most, y = LARGEST[dtype], y.float()
+    if scale is not None:
+        scale = _given(scale, y, most)
+        return _saturated(y * (1 / scale), dtype), scale
+    parts = y.unsqueeze(-2) if group_size is None else y.unflatten(-1, (-1, group_size))
+    largest = parts.abs().amax(-1)
+    bounded = largest if scale_ub is None else largest.clamp(max=scale_ub)
+    scale = (bounded / torch.full_like(bounded, most)).clamp(
+        min=torch.finfo(torch.float32).eps if dtype == torch.int8 else 1 / (512 * most)
+    )
+    if power_of_two:  # the exponent, rounded up
+        scale = (scale.view(torch.int32) + 0x7FFFFF).bitwise_and(0x7F800000).view(torch.float32)
+    scale = torch.where(largest.isfinite(), scale, torch.nan)
+    q = _saturated(parts / scale.unsqueeze(-1), dtype).flatten(-2)
+    if group_size is None:
+        return q, scale
+    return q, scale.movedim(-1, 0).clone(memory_format=torch.contiguous_format).movedim(0, -1)
+
+
+def srms_norm_quantized(
+    input: Tensor, residual: Tensor | None = None, *, eps: float | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The norm of ``input`` (+ ``residual``) in bytes, and their scales."""
+    return quantize(srms_norm(input, residual, eps=eps), **options)
+
+
+def add_srms_norm_quantized(
+    input: Tensor, residual: Tensor, *, eps: float | None = None, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of ``input + residual``, and that sum in the residual's dtype."""
+    y, sum = add_srms_norm(input, residual, eps=eps)
+    return *quantize(y, **options), sum
+
+
+def _given(scale: float | Tensor | str, y: Tensor, most: float) -> Tensor:
+    if isinstance(scale, Tensor):
+        return scale
+    if scale == "bound":  # the smallest 2^e with 4^e most^2 >= dim: |y| is at most the root of dim
+        e = -32
+        while 4**e * most**2 < y.shape[-1]:
+            e += 1
+        scale = 2.0**e
+    return torch.full((1,), scale, dtype=torch.float32, device=y.device)
+
+
+def _saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
+    values = values.clamp(-LARGEST[dtype], LARGEST[dtype])
+    return (values.nan_to_num(0).round() if dtype == torch.int8 else values).to(dtype)
 
 
 def _sum(input: Tensor, residual: Tensor | None) -> Tensor:

@@ -18,11 +18,19 @@ import distributed_forward
 import distributed_gated
 import distributed_in_place
 import distributed_parallel
+import distributed_quantized
 import torch
 import torch.distributed as dist
 
 # In this order: the first checks of forward want a process in which nothing has run.
-SUBJECTS = (distributed_forward, distributed_backward, distributed_gated, distributed_in_place, distributed_parallel)
+SUBJECTS = (
+    distributed_forward,
+    distributed_backward,
+    distributed_gated,
+    distributed_in_place,
+    distributed_parallel,
+    distributed_quantized,
+)
 LIMIT = 120  # seconds for all checks of a world; they take about ten
 
 

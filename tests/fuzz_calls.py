@@ -27,11 +27,14 @@ OPERATORS = {
     "_gated_srms_norm_backward": ("grad_output input gate rstd", "grad_input grad_gate"),
     "_gated_srms_norm_backward_input": ("grad_output input gate rstd", "grad_input"),
     "_gated_srms_norm_backward_gate": ("grad_output input gate rstd", "grad_gate"),
+    "srms_norm_quantized": ("input residual?", "output scale"),
+    "add_srms_norm_quantized": ("input residual", "output scale sum"),
 }
-WEIGHTS = (4, 4, 4, 3, 3, 3, 2, 2, 4, 2, 3, 1, 1)
+WEIGHTS = (4, 4, 4, 3, 3, 3, 2, 2, 4, 2, 3, 1, 1, 3, 2)
 IN_PLACE = "add_srms_norm_"
 FORWARD = ("srms_norm", "add_srms_norm", "_srms_norm", "_add_srms_norm")
 GATED = ("gated_srms_norm", "_gated_srms_norm")
+QUANTIZED = ("srms_norm_quantized", "add_srms_norm_quantized")
 ACTIVATIONS = (None, "silu", "swish", "sigmoid")
 EPS = (None, 1e-6, 1e-6, 1e-5, 1e-3, 0.25, 0.0, 1e-12, 1e-30, 1e-38, 3e-45, 1e-50, 1e10)
 FAULTS = ("nan", "inf", "-inf", "all bits")
@@ -74,6 +77,7 @@ class Call:
     eps: float | None = None
     activation: str | None = None
     norm_before_gate: bool = True
+    quantization: dict = field(default_factory=dict)
     shared: bool = False  # operands lie in one buffer
     row: float = 0.0  # the row that is looked at alone
     fault: tuple = ()  # (operand, row, place, kind)
@@ -99,6 +103,8 @@ class Call:
     def result_dtype(self, name: str) -> torch.dtype:
         if name == "rstd":
             return accumulation_dtype(self.dtype)
+        if self.quantization and name in ("output", "scale"):
+            return self.quantization["dtype"] if name == "output" else FLOAT
         return self.beside if name in ("sum", "grad_residual", "grad_gate") else self.dtype
 
     @property
@@ -109,7 +115,8 @@ class Call:
 
     @property
     def results(self) -> list[str]:
-        return OPERATORS[self.operator][1].split()
+        given = "scale" in self.quantization  # which is returned as it is
+        return [name for name in OPERATORS[self.operator][1].split() if not (given and name == "scale")]
 
     def invoke(self, t: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The operator on these operands."""
@@ -118,6 +125,9 @@ class Call:
         input, residual, eps = t.get("input"), t.get("residual"), self.eps
         if self.gating is not None:
             return self._invoke_gated(face, t)
+        if self.quantization:
+            found = getattr(srmsnorm, self.operator)(input, residual, **self.quantization, eps=eps)
+            return tuple(t for i, t in enumerate(found) if not (i == 1 and "scale" in self.quantization))
         saved = t.get("grad_output"), t.get("output"), t.get("rstd"), t.get("grad_sum")
         match self.operator:
             case "srms_norm":
@@ -153,10 +163,13 @@ def draw(seed: int, index: int, *, wide: float = 0.002, large: float = 0.01, com
     (operator,) = rng.choices(list(OPERATORS), WEIGHTS)
     mode = _mode(rng, operator, compiled)
     dtype = rng.choice((HALF, BFLOAT) if operator.endswith(("wide", "pair")) else (HALF, BFLOAT, FLOAT, FLOAT, DOUBLE))
+    dtype = FLOAT if operator in QUANTIZED and dtype == DOUBLE else dtype
     dim = _dim(rng, wide if mode in ("plain", "gradients") else 0.0)
     shape = _shape(rng, dim, large, least=1 if mode == "vmap" else 0)
     call = Call(seed, index, operator, mode, shape, {}, rng.choice(EPS), row=rng.random(), function=rng.random() < 0.5)
     call.shared = mode in ("plain", "inference", "vmap") and rng.random() < 0.06
+    if operator in QUANTIZED:
+        call.quantization = _quantization(rng, dim)
     call.activation, call.norm_before_gate = rng.choice(ACTIVATIONS), rng.random() < 0.5
     _draw_operands(rng, call, dtype)
     if call.mode == "vmap":
@@ -170,6 +183,17 @@ def draw(seed: int, index: int, *, wide: float = 0.002, large: float = 0.01, com
     if math.prod(shape) > 20_000:
         call.threads = rng.choice((1, 2, 3, 4))
     return call
+
+
+def _quantization(rng, dim: int) -> dict:
+    options = {"dtype": rng.choice((torch.float8_e4m3fn, torch.float8_e5m2, torch.int8))}
+    if rng.random() < 0.3:
+        return {**options, "scale": rng.choice(("bound", 0.02, 1e-3, 2.0**-140, 1.0))}
+    if dim % 64 == 0 and rng.random() < 0.7:
+        options["group_size"] = 128 if dim % 128 == 0 and rng.random() < 0.5 else 64
+    if rng.random() < 0.3:
+        options["scale_ub"] = rng.choice((0.5, 1.0, 3.0, 1e-6))
+    return {**options, "power_of_two": rng.random() < 0.3}
 
 
 def _mode(rng, operator: str, compiled: float) -> str:
@@ -366,6 +390,18 @@ def program(call: Call) -> str:
         notes = {key: value for key, value in vars(o).items() if key in ("content", "spread", "scale") and value}
         flags = [key for key in ("negated", "lazy") if getattr(o, key)] + ([] if o.batched else ["not batched"])
         lines[-1] += f"  # {notes} {' '.join(flags)}"
-    drawn = ("eps", "activation", "norm_before_gate", "shared", "fault", "threads", "wanted", "given", "dim", "mistake")
+    drawn = (
+        "eps",
+        "activation",
+        "norm_before_gate",
+        "quantization",
+        "shared",
+        "fault",
+        "threads",
+        "wanted",
+        "given",
+        "dim",
+        "mistake",
+    )
     lines.append("# " + ", ".join(f"{key}={getattr(call, key)}" for key in drawn))
     return "\n".join("    " + line for line in lines)

@@ -11,6 +11,8 @@ from fuzz_memory import INTEGERS, copy_lying_alike, nests
 from tolerances import backward_bound, gated_backward_bounds, gated_bounds, output_bound, rstd_bound
 from torch import Tensor
 
+import srmsnorm
+from srmsnorm import reference
 from srmsnorm.reference import accumulation_dtype, default_eps
 
 
@@ -76,6 +78,8 @@ def out_of_range(call: Call, rstd: Tensor) -> bool:
 def check_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, float]:
     if call.gating is not None:
         return _check_gated_values(call, got, t)
+    if call.quantization:
+        return _check_quantized_values(call, got, t)
     if "input" not in t:
         t = {name: tensor if name == "rstd" else tensor.double() for name, tensor in t.items()}
         want = truth.backward(t["grad_output"], t["output"], t["rstd"], t.get("grad_sum"))
@@ -90,6 +94,20 @@ def check_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> di
         check_equal("sum", got["sum"], truth.rounded_sum(t["input"], t["residual"]))
         worst["sum"] = 0.0
     return worst
+
+
+def _check_quantized_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, float]:
+    """The formula on our own norm, exactly; on a GPU where rows' begins decide nothing."""
+    if t["input"].is_cuda and any(x.data_ptr() % 16 or x.stride(-1) != 1 for x in t.values()):
+        return {}
+    y = srmsnorm.srms_norm(t["input"], t.get("residual"), eps=call.eps)
+    q, scale = reference.quantize(y, **call.quantization)
+    check_equal("output", got["output"], q)
+    if "scale" in got:
+        check_equal("scale", got["scale"], scale)
+    if "sum" in got:
+        check_equal("sum", got["sum"], truth.rounded_sum(t["input"], t["residual"]))
+    return {"output": 0.0}
 
 
 def _check_gated_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, float]:
@@ -131,6 +149,8 @@ def _not_finite_either(got: Tensor, want: Tensor, bound: Tensor) -> Tensor:
 
 
 def check_equal(name: str, got: Tensor, want: Tensor) -> None:
+    if got.itemsize == 1:  # fp8 knows no comparisons
+        got, want = got.float(), want.float()
     require(
         torch.equal(got, want) or bool(((got == want) | (got.isnan() & want.isnan())).all()),
         f"{name}: not equal to what it should be, exactly",
@@ -144,8 +164,12 @@ def check_forms(call: Call, got: dict[str, Tensor], t: dict[str, Tensor], stride
     for name, tensor in got.items():
         require(tensor.dtype == call.result_dtype(name), name, "has dtype", tensor.dtype)
         shape = call.shape[:-1] if name == "rstd" else call.shape
+        if name == "scale":
+            shape = (*call.shape[:-1], call.shape[-1] // call.quantization.get("group_size", call.shape[-1]))
         require(tensor.shape == shape, name, "has shape", tuple(tensor.shape))
-        if strides and tensor.numel():
+        if call.quantization and name != "sum":
+            require(name == "scale" or not strides or tensor.is_contiguous(), name, "is not contiguous")
+        elif strides and tensor.numel():
             gradient_like = "output" if call.gating is None else "input"
             like = {"output": "input", "sum": "residual", "grad_gate": "gate"}.get(name, gradient_like)
             check_strides(name, tensor, None if name == "rstd" else t[like])
@@ -195,6 +219,6 @@ def check_row_alone(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) ->
             return  # computed in copies, which lie as they like, and whose NaNs have the other sign
         alone = {name: copy_lying_alike(tensor) for name, tensor in alone.items()}
     for (name, whole), row in zip(got.items(), call.invoke(alone), strict=True):
-        integers = INTEGERS[row.dtype]
+        integers = INTEGERS.get(row.dtype, torch.uint8)
         same = torch.equal(whole[index].contiguous().view(integers), row.view(integers))
         require(same, f"{name}: row {index} alone has other bits")

@@ -3,7 +3,8 @@
 ``python tests/saved_programs.py NAME`` wrote ``tests/data/NAME.pt2`` (the program) and ``NAME.pt`` (its inputs and
 results), with torch 2.11 and srmsnorm 0.1.0: ``operators`` before ``_srms_norm_backward`` became a choice between two
 other operators, ``later`` after that, ``gated`` with the first operators that take a gate, ``converted`` with the first
-that take a dtype by its name and with rstd alone. They show that programs stay
+that take a dtype by its name and with rstd alone, ``quantized`` with those whose results are bytes. They show that
+programs stay
 loadable, so write another pair of files beside them rather than these again. ``schemas.txt`` is what the operators were
 when programs were first saved with them: its lines stay, too."""
 
@@ -114,7 +115,29 @@ class Gated(torch.nn.Module):
         return tuple(torch.utils._pytree.tree_leaves(found))
 
 
-PROGRAMS = {"operators": Every, "later": Later, "gated": Gated, "converted": Converted}
+class Quantized(torch.nn.Module):
+    """Every dtype and way to a scale."""
+
+    def forward(self, x, stream, *_):
+        ops, found = torch.ops.srmsnorm, []
+        wide = x.repeat(1, 8), stream.repeat(1, 8)
+        given = x.new_full((1,), 0.125, dtype=torch.float32)
+        ways = [{}, {"power_of_two": True, "scale_ub": 1.0}, {"group_size": 64}, {"group_size": 128, "eps": 1e-3}]
+        ways += [{"scale_value": 0.25}, {"scale_name": "bound"}]
+        for dtype in ("float8_e4m3fn", "float8_e5m2", "int8"):
+            for scale, options in [(None, way) for way in ways] + [(given, {})]:
+                options = {"dtype": dtype, **options}
+                own = wide[1] + 1
+                found += [
+                    ops.srms_norm_quantized(wide[0], None, scale, **options),
+                    ops.add_srms_norm_quantized(*wide, scale, **options),
+                    ops.add_srms_norm_quantized_(wide[0], own, scale, **options),
+                    own,
+                ]
+        return tuple(torch.utils._pytree.tree_leaves(found))
+
+
+PROGRAMS = {"operators": Every, "later": Later, "gated": Gated, "converted": Converted, "quantized": Quantized}
 
 
 def operands() -> tuple[torch.Tensor, ...]:

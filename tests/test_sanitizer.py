@@ -12,6 +12,7 @@ from samples import BFLOAT, DOUBLE, FLOAT, HALF, Kind
 from tolerances import assert_backward, assert_gated, assert_gated_gradients, assert_output, assert_rstd
 
 import srmsnorm
+from srmsnorm import reference
 
 pytestmark = [pytest.mark.sanitizer, pytest.mark.usefixtures("plain_memory")]
 LAYOUTS = {True: samples.contiguous, False: samples.padded}
@@ -185,3 +186,32 @@ def test_gated(cuda, kind, layouts):
         assert_gated_gradients([grad.cpu() for grad in grads], held[2], *held[:2], rstd.cpu(), **options)
         assert torch.equal(ops._gated_srms_norm_backward_input(g, input, gate, rstd, **options), grads[0])
         assert torch.equal(ops._gated_srms_norm_backward_gate(g, input, gate, rstd, **options), grads[1])
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(
+    "kind", [Kind(BFLOAT), Kind(HALF, HALF), Kind(BFLOAT, FLOAT), Kind(FLOAT), Kind(FLOAT, FLOAT)], ids=str
+)
+def test_quantized(cuda, kind, aligned):
+    """Every launch, each dtype and way to a scale in some; what is behind the bytes stays as it was."""
+    ways = [{}, {"group_size": 64}, {"scale": 0.02}, {"scale": "bound"}, {"power_of_two": True}]
+    for i, least in enumerate(families(kind, aligned)):
+        for dim in {least, -(-least // 64) * 64}:
+            held = samples.forward(kind, (rows_for(dim), dim))
+            input, residual = (
+                None if t is None else LAYOUTS[aligned](t.shape, dtype=t.dtype, device=cuda).copy_(t) for t in held
+            )
+            of_all = [way for way in ways if dim % way.get("group_size", 1) == 0]
+            for options in (of_all[i % len(of_all)], of_all[1]):
+                options = {**options, "dtype": list(reference.LARGEST)[i % 3]}
+                y = srmsnorm.srms_norm(input, residual).cpu()
+                want = reference.quantize(y, **options)
+                found = [srmsnorm.srms_norm_quantized(input, residual, **options)]
+                if residual is not None:
+                    *fresh, sum = srmsnorm.add_srms_norm_quantized(input, residual, **options)
+                    stream = residual.clone()
+                    found += [fresh, srmsnorm.add_srms_norm_quantized_(input, stream, **options)]
+                    assert torch.equal(stream, sum)
+                for q, scale in found:
+                    assert torch.equal(q.cpu().view(torch.uint8), want[0].view(torch.uint8))
+                    assert torch.equal(scale.cpu(), want[1])

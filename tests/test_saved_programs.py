@@ -17,6 +17,9 @@ def check(name, function):
     for a, b, before in zip(got, now, saved, strict=True):
         assert a.dtype == b.dtype == before.dtype
         assert torch.equal(a, b)
+        if a.itemsize == 1:  # a step
+            torch.testing.assert_close(a.float(), before.float(), rtol=0.25, atol=1)
+            continue
         torch.testing.assert_close(a, before, rtol=4 * unit_roundoff(a.dtype), atol=32 * unit_roundoff(a.dtype))
 
 
@@ -42,6 +45,7 @@ def test_the_operator_with_a_dtype_is_decomposed():
         ("later", "saved"),
         ("gated", "saved"),
         ("converted", "saved"),
+        ("quantized", "saved"),
     ],
 )
 def test_package(name, source, tmp_path):

@@ -13,7 +13,7 @@ template <class Args>
 using Select = Sweep<Args> (*)(const Args&);
 
 using Sweeps = std::tuple<Select<ForwardArgs>, Select<BackwardArgs>, Select<WideBackwardArgs>, Select<GatedForwardArgs>,
-                          Select<GatedBackwardArgs>>;
+                          Select<GatedBackwardArgs>, Select<QuantizedArgs>>;
 
 extern const Sweeps kPortable;
 #if defined(__x86_64__)

@@ -70,7 +70,8 @@ struct Source {
   Cursor<const T> input;
   Cursor<const Residual> residual;
 
-  explicit Source(const ForwardArgs&) {}
+  template <class Args>
+  explicit Source(const Args&) {}
 
   template <int W>
   SRMSNORM_SIMD Vec<A, W> h(int64_t i) const {
@@ -120,6 +121,7 @@ struct Normalized {
   using A = Accumulator<T>;
   Cursor<T> output;
   Cursor<Sum> sum;
+  Cursor<Absent> scale, factor;
 
   static constexpr bool kTwoResults = kPresent<Sum>;
   const T* result() const { return output.row; }
@@ -137,6 +139,7 @@ struct Converted {
   using A = Accumulator;
   Cursor<AnyElement> output;
   Cursor<Sum> sum;
+  Cursor<Absent> scale, factor;
 
   static constexpr bool kTwoResults = false;
 
@@ -151,7 +154,6 @@ template <class Source, class Epilogue>
 struct Forward : Source, Epilogue {
   using A = typename Source::A;
   Cursor<A> rstd;
-  Cursor<Absent> scale, factor;
   double eps;
   A r = 0;
 

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "instruction_sets.h"
+#include "quantized.h"
 #include "rows.h"
 
 namespace srmsnorm::cpu {
@@ -85,13 +86,30 @@ SRMSNORM_SIMD int64_t first_vector(const Row& row, int64_t dim) {
 }
 
 template <class Row>
+SRMSNORM_SIMD void write(const Row& row, int64_t i, int64_t end) {
+  constexpr int W = kWidth<typename Row::A>;
+#pragma GCC unroll 4
+  for (; i + W <= end; i += W) row.template write<W>(i);
+  if (i < end) write_tail<W / 2>(row, i, end);
+}
+
+template <class Row>
 SRMSNORM_SIMD void write(const Row& row, int64_t dim) {
   constexpr int W = kWidth<typename Row::A>;
   int64_t i = first_vector<W>(row, dim);
   if (i > 0) write_tail<W / 2>(row, 0, i);
-#pragma GCC unroll 4
-  for (; i + W <= dim; i += W) row.template write<W>(i);
-  if (i < dim) write_tail<W / 2>(row, i, dim);
+  write(row, i, dim);
+}
+
+// The elements of one scale after those of the other.
+template <class T, class Residual, class Sum>
+SRMSNORM_SIMD void write(QuantizedRow<T, Residual, Sum>& row, int64_t dim) {
+  int64_t count = row.elements_of_a_scale(dim), group = 0;
+  for (int64_t i = 0; i < dim; i += count, ++group) {
+    int32_t most = row.quantization.given ? 0 : largest_magnitude<kWidth<float>>(row, i, i + count);
+    row.open_scale(bit_cast<float>(most), group);
+    write(row, i, i + count);
+  }
 }
 
 template <class Row>
@@ -177,8 +195,25 @@ Sweep<Args> select_gated(const Args& args) {
   });
 }
 
-constexpr Sweeps kSweeps{select_forward, select_backward, select_wide_backward,
-                         select_gated<GatedForward, GatedForwardArgs>, select_gated<GatedBackward, GatedBackwardArgs>};
+Sweep<QuantizedArgs> select_quantized(const QuantizedArgs& args) {
+  return with_type<Half, BFloat16>(args.main().dtype, [&]<class T>(T) {
+    return with_type_beside<T>(args.residual, args.main().dtype, [&]<class R>(R) -> Sweep<QuantizedArgs> {
+      if constexpr (std::is_same_v<T, double>) {
+        return nullptr;
+      } else {
+        if (kPresent<R> && args.sum.data) return sweep<QuantizedRow<T, R, R>>;
+        return sweep<QuantizedRow<T, R, Absent>>;
+      }
+    });
+  });
+}
+
+constexpr Sweeps kSweeps{select_forward,
+                         select_backward,
+                         select_wide_backward,
+                         select_gated<GatedForward, GatedForwardArgs>,
+                         select_gated<GatedBackward, GatedBackwardArgs>,
+                         select_quantized};
 
 }  // namespace
 }  // namespace srmsnorm::cpu

@@ -47,8 +47,11 @@ struct Instance {
   Of flat, kept, general, shifted, twice;
 
   // Of an operator with few instances none is kept, and where whole warps share them, rows that lie anywhere are read
-  // as shifted (parts of a warp would lose by it: dim 100 0.68 of the roof).
+  // as shifted (parts of a warp would lose by it: dim 100 0.68 of the roof). Quantised rows are read once where they
+  // are flat and a thread holds few vectors of them, and else twice: an instance is long.
   constexpr bool is_for(Chunks chunks, Reading reading, bool is_flat) const {
+    if (chunks.in_bytes && reading == Reading::Once) return is_flat && vectors <= 4 && includes(flat, chunks);
+    if (chunks.in_bytes) return reading == Reading::Twice && !is_flat && vectors == kTwiceVectors;
     bool once = reading == Reading::Once && !is_flat, warps = sharing == Sharing::Warps;
     bool spared = reading == Reading::Kept || (once && warps && includes(shifted, chunks));
     return !(chunks.few && spared) && includes(operators(reading, is_flat), chunks);
@@ -109,7 +112,7 @@ constexpr bool every_plan_has_an_instance(Chunks chunks) {
         Gpu gpu;
         gpu.largest_cluster = cluster;
         auto plan = plan_launch(elements, /*element_size=*/8, chunks, alignment, gpu);
-        if (!plan.edges && !has_instance(plan, Reading::Once, true, chunks)) return false;
+        if (!plan.edges && !chunks.in_bytes && !has_instance(plan, Reading::Once, true, chunks)) return false;
         plan = general_plan(plan, chunks);
         if (!has_instance(plan, reading_of(plan), false, chunks)) return false;
       }

@@ -93,6 +93,10 @@ struct GatedArgs : Args {
 
 inline DType dtype_written(const ForwardArgs& call) { return call.output.dtype; }
 inline DType dtype_written(const BackwardArgs& call) { return call.grad_input.dtype; }
+template <class Args>
+struct WithQuantization : Args {
+  Quantization quantization;
+};
 
 template <class Operands, class Args, class Call>
 Args kernel_args(const Call& call, const LaunchHints& hints) {
@@ -107,6 +111,7 @@ Args kernel_args(const Call& call, const LaunchHints& hints) {
     args.written = dtype_written(call);
     args.streams = hints.streamed;
   }
+  if constexpr (requires { args.quantization; }) args.quantization = call.quantization;
   args.inverse_dim = static_cast<decltype(args.eps)>(1. / static_cast<double>(space.dim));
   Operands::each(call, [&](const Rows& rows, int i) { args.of(i) = {rows.data, rows.strides[0]}; });
   if constexpr (!Args::kFlat) {

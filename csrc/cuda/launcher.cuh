@@ -153,8 +153,8 @@ cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, cudaStream_t s
   static_assert(every_plan_has_an_instance(Op::kChunks));
   auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment_of(call), gpu);
   auto hints = launch_hints(gpu, plan, traffic_of(call));
-  bool flat = !plan.edges && call.space.levels == 1,
-       gains = flat && !Op::kChunks.late && !Op::kChunks.gated && !Op::kChunks.few;
+  bool flat = !plan.edges && call.space.levels == 1 && has_instance(plan, reading_of(plan), true, Op::kChunks);
+  bool gains = flat && !Op::kChunks.late && !Op::kChunks.gated && !Op::kChunks.few;
   if (!flat) plan = general_plan(plan, Op::kChunks);
   auto shared = shared_bytes<Op>(plan, call.space.dim, gains && hints.apart, gpu);
   auto launched = [&](auto kernel, const auto& args) { return launch_as(kernel, args, plan, shared, gpu, stream); };

@@ -15,6 +15,8 @@ cudaError_t launch(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream
 cudaError_t launch(const WideBackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
 cudaError_t launch(const GatedForwardArgs& args, const Gpu& gpu, cudaStream_t stream);
 cudaError_t launch(const GatedBackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
+// Groups only of rows that begin at 16 bytes.
+cudaError_t launch(const QuantizedArgs& args, const Gpu& gpu, cudaStream_t stream);
 
 // What the first two call for results of another dtype than the main operand's, and where numbers are given.
 cudaError_t launch_converted(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream);

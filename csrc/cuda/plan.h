@@ -48,11 +48,17 @@ constexpr int64_t kWidest = 1 << 30;  // vectors of a row: wider ones have its p
 struct Chunks {
   int all, late;
   bool backward, gated;
-  bool few = false;  // of an operator that has fewer instances (instances.h); no plan depends on it
+  bool few = false;       // of an operator that has fewer instances (instances.h); no plan depends on it
+  bool in_bytes = false;  // quantised: with the norm's plan and still fewer instances
 };
 
 constexpr Chunks with_few_instances(Chunks chunks) {
   chunks.few = true;
+  return chunks;
+}
+
+constexpr Chunks chunks_in_bytes(Chunks chunks) {
+  chunks.in_bytes = true;
   return chunks;
 }
 

@@ -125,7 +125,9 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
   }
   op.finish(group.reduce(total), args);
   if constexpr (twice) {
-    for (Index done = 0; done < cut.vectors; done += vectors * threads) {  // by all lanes, as shifted stores want it
+    // By all lanes, as shifted stores want it, whichever row of a warp has one vector more.
+    const Index most = sharing == Sharing::Lanes ? args.dim / Op::kElements : cut.vectors;
+    for (Index done = 0; done < most; done += vectors * threads) {
       tile.load(op, cut, done + thread, threads);
       tile.prepare(op, cut);
       tile.store(op, cut, done + thread, threads);

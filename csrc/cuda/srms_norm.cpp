@@ -1,5 +1,6 @@
 // The CUDA key: device guard, stream, launch. No kernels here, and of torch no CUDA library: what a torch with CUDA of
 // any version or without has in common.
+#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
@@ -38,6 +39,15 @@ cudaStream_t current_stream(c10::Device device) {
   return static_cast<cudaStream_t>(cuda.getStreamNativeHandle(cuda.getStream(device)));
 }
 
+// Whether all rows do; of a tensor that there is.
+bool begins_at_16_bytes(const Tensor& tensor) {
+  if (!tensor.defined()) return true;
+  bool yes = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+  for (int64_t i = 0; i + 1 < tensor.dim(); i++)
+    yes = yes && (tensor.size(i) == 1 || tensor.stride(i) * tensor.element_size() % 16 == 0);
+  return yes;
+}
+
 struct Cuda {
   template <class Tensors>
   static void run(const Tensors& tensors) {
@@ -48,6 +58,21 @@ struct Cuda {
     if (is_wide<Tensors>(tensor.size(-1), static_cast<int>(tensor.element_size())))
       check(cuda::find_largest_cluster(stream, gpu));
     over_rows(tensors, [&](const auto& args) { check(cuda::launch(args, gpu, stream)); });
+  }
+
+  // The lanes that share a group are those that share its vectors where the row begins at 16 bytes. Other rows are
+  // normalized first, in their own order, and quantised from there.
+  static void run(const QuantizedTensors& tensors) {
+    if (tensors.input.numel() == 0) return tensors.write_given_scale();
+    bool together =
+        begins_at_16_bytes(tensors.input) && begins_at_16_bytes(tensors.residual) && begins_at_16_bytes(tensors.sum);
+    if (tensors.quantization.group == 0 || together) return run<>(tensors);
+    auto y = at::empty(tensors.input.sizes(), tensors.input.options());
+    run(ForwardTensors{{.input = tensors.input, .residual = tensors.residual, .output = y, .sum = tensors.sum},
+                       tensors.eps});
+    QuantizedTensors rest{{.input = y, .output = tensors.output, .scale = tensors.scale}, 0, tensors.quantization};
+    rest.quantization.normalized = true;
+    run(rest);
   }
 };
 

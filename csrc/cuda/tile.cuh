@@ -9,9 +9,10 @@ namespace srmsnorm {
 template <Reading reading>
 constexpr bool kIsShifted = reading == Reading::Shifted || reading == Reading::Twice;
 
-// Whether rows of whole vectors are cut from their begin on, wherever that is (plan_launch).
+// Whether rows of whole vectors are cut from their begin on, wherever that is (plan_launch). Lanes read none twice but
+// quantised ones, all that are not flat.
 template <class Op, Sharing sharing, Reading reading>
-constexpr bool kFromBegin = cut_from_begin(sharing, Op::kChunks) && reading == Reading::Shifted;
+constexpr bool kFromBegin = cut_from_begin(sharing, Op::kChunks) && kIsShifted<reading>;
 
 // The vectors of a row that one thread holds at a time. staged: what the reduction does not need waits in shared
 // memory, since its registers are worth another block on the multiprocessor; a warp reads only what it has copied there
