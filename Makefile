@@ -9,10 +9,13 @@ ARGS ?=#             passed on by test and bench
 PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 # Built for this machine alone: its GPUs' architectures, or without CUDA where there is no GPU. An explicit setting wins.
 export SRMSNORM_CUDA ?= native
+# Bytecode is left to the first import, where Python may write it: 2 s for what is imported of torch, 17 for all of it.
+export PIP_COMPILE ?= $(if $(PYTHONDONTWRITEBYTECODE),1,0)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 CPP = $(wildcard benchmarks/*.cu tests/*.cpp tests/*.cu examples/cpp/*.h examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 clang_format = PATH="$$(dirname "$$(command -v $(PY))"):$$PATH" clang-format
 with = $(if $(VENV),$(1:%=$(VENV)/.%))
+CHECK = $(PY) -m pytest -x -q tests/test_forward.py tests/test_backward.py
 upper = $(shell echo $(1) | tr a-z A-Z)
 option = $(if $($(upper)),--$(1) $($(upper)))
 
@@ -47,9 +50,10 @@ sanitize: $(call with,test)
 	$(PY) tests/sanitize.py $(ARGS)
 
 check: $(call with,check) build
-	$(PY) -m pytest -x -q tests/test_forward.py tests/test_backward.py
+	$(CHECK)
 
-bench: $(call with,bench) check
+bench: $(call with,bench) build
+	$(CHECK)
 	$(PY) benchmarks/run.py $(ARGS)
 
 lint: $(call with,lint)
@@ -80,17 +84,16 @@ clean:
 	rm -rf build dist *.egg-info srmsnorm/*.so srmsnorm/built_for.json
 	find srmsnorm tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-# Set-up, a stamp for each step. torch first: the build and the nvcc wheels are chosen by what it is.
+# Set-up, a stamp for each step. torch first: the nvcc wheels are chosen by what it is.
 ifneq ($(VENV),)
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; sys.exit("srmsnorm needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
-	$(PY) -m pip install 'torch$(if $(TORCH),==$(TORCH),>=2.11)'
+	$(PY) -m pip install 'torch$(if $(TORCH),==$(TORCH),>=2.11)' --group build
 	touch $@
 
 $(VENV)/.build: $(VENV)/.torch
-	$(PY) -m pip install --quiet --group build
 	wheels=$$($(PY) setup.py --nvcc-wheels) && { test -z "$$wheels" || $(PY) -m pip install $$wheels; }
 	touch $@
 

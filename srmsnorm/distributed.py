@@ -10,6 +10,7 @@ gathers where a mesh has more processes than the tensor has rows, and redistribu
 place into a copy.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -80,7 +81,7 @@ def _quantized(op_schema: OpSchema) -> OpStrategy:
     if op_schema.is_inplace_op():
         _check_in_place([specs["residual"]], [rows])
     same = DTensorSpec(mesh, (Replicate(),) * mesh.ndim)
-    one = given is not None and given.tensor_meta.shape.numel() == 1
+    one = given is not None and math.prod(given.shape) == 1
     number = {"scale_value", "scale_name"} & {k for k, v in op_schema.kwargs_schema.items() if v is not None}
     used = same if one or number else rows
     needed = [used if name == "scale" else rows for name in specs]

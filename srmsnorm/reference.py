@@ -144,7 +144,7 @@ def add_srms_norm_quantized(
 def _given(scale: float | Tensor | str, y: Tensor, most: float) -> Tensor:
     if isinstance(scale, Tensor):
         return scale
-    if scale == "bound":  # the smallest 2^e with 4^e most^2 >= dim: |y| is at most the root of dim
+    if isinstance(scale, str):  # "bound": the smallest 2^e with 4^e most^2 >= dim: |y| is at most the root of dim
         e = -32
         while 4**e * most**2 < y.shape[-1]:
             e += 1

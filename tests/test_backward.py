@@ -128,6 +128,8 @@ def test_every_number_of_rows(device, kind):
 @pytest.mark.parametrize("dim", [70_001, 2**20, 2**20 + 1])
 @pytest.mark.parametrize("kind", [Kind(BFLOAT, FLOAT), Kind(FLOAT), Kind(samples.DOUBLE)], ids=str)
 def test_wide_rows(device, kind, dim):
+    if device == "cpu" and dim == 2**20:
+        pytest.skip("the next one has the same whole vectors, and a rest")
     check_operators(kind, *saved(kind, (2, dim), device))
 
 
