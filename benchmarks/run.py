@@ -18,6 +18,7 @@ if not __package__:  # run as a script: this folder is `benchmarks`, and its srm
     sys.path.append(sys.path.pop(0))
 
 from benchmarks import reports  # noqa: E402
+from benchmarks.protocol.neighbours import NEIGHBOURS  # noqa: E402
 from benchmarks.protocol.operations import DTYPES, OPS  # noqa: E402
 from benchmarks.providers import REGISTRY  # noqa: E402
 from benchmarks.record.plan import Plan  # noqa: E402
@@ -79,7 +80,9 @@ def _sizes(text: str | None) -> list[int] | None:
 Providers = Annotated[str | None, typer.Option(help="Comma-separated names; --list tells them.")]
 Dims = Annotated[str | None, typer.Option(help="Comma-separated sizes of the last dimension.")]
 Dtypes = Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(DTYPES)}.")]
-Ops = Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(OPS)} (sweep, small, cpu).")]
+Ops = Annotated[
+    str | None, typer.Option(help=f"Comma-separated: {', '.join(OPS)} (sweep, small, cpu), {', '.join(NEIGHBOURS)}.")
+]
 Rows = Annotated[str | None, typer.Option(help="Comma-separated numbers of rows (sweep, small, cpu).")]
 Elements = Annotated[int | None, typer.Option(help="Elements of a tensor, where --rows is not given (sweep, cpu).")]
 CompiledDims = Annotated[str | None, typer.Option(help="The dims at which torch.compile takes part; default: all.")]
@@ -162,7 +165,7 @@ def _suite_command(name: str, suites: list[str], help: str) -> None:
             providers=_names(providers, REGISTRY),
             dims=_sizes(dims),
             dtypes=_names(dtypes, DTYPES),
-            ops=_names(ops, OPS),
+            ops=_names(ops, [*OPS, *NEIGHBOURS]),
             rows=_sizes(rows),
             elements=elements,
             compiled_dims=_sizes(compiled_dims),

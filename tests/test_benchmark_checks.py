@@ -1,5 +1,7 @@
 """What the benchmark refuses to time, and what an operation reads and writes beside its roof."""
 
+import dataclasses
+
 import pytest
 import torch
 from benchmark_samples import WrongGradient, WrongOutput
@@ -7,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.protocol import check, operations
 from benchmarks.protocol.cell import Cell
+from benchmarks.protocol.neighbours import NEIGHBOURS
 from benchmarks.providers import REGISTRY
 from benchmarks.providers.pytorch import Eager
 
@@ -72,6 +75,62 @@ def test_a_wrong_operation_is_refused(plain_memory):
             cell.operation.check(Wrong(), operands, cell.operation.call(Wrong(), operands)())
 
 
+@pytest.mark.parametrize("dtype", operations.DTYPES)
+@pytest.mark.parametrize("op", NEIGHBOURS)
+def test_every_provider_computes_the_neighbours(dtype, op, plain_memory):
+    cell = Cell("cpu", dtype, op, 3, 129)
+    for name in ("ours", "to", "rms"):
+        provider = REGISTRY[name]()
+        operands = cell.operands()
+        with torch.no_grad():
+            cell.operation.check(provider, operands, cell.operation.call(provider, operands)())
+
+
+def wrong_gates(op):
+    """Results that are not the operation's, and what is wrong with each."""
+
+    class Order(Eager):
+        """The gate on the other side of the norm."""
+
+        def gated(self, x, gate, how):
+            return super().gated(x, gate, dataclasses.replace(how, norm_first=not how.norm_first))
+
+        def gated_backward(self, grad_output, saved, how):
+            other = dataclasses.replace(how, norm_first=not how.norm_first)
+            return super().gated_backward(grad_output, super().gated_saved(*saved[:2], other), other)
+
+    class Rounded(Eager):
+        """The norm rounded before the gate."""
+
+        def gated(self, x, gate, how):
+            return (self.norm(x) * gate).to(x.dtype) if how.norm_first else super().gated(x, gate, how).mul(1.01)
+
+        def gated_backward(self, grad_output, saved, how):
+            dx, dgate = super().gated_backward(grad_output, saved, how)
+            return (dx, dgate * 1.01) if how.norm_first else (dx * 1.01, dgate)
+
+    class Dtype(Eager):
+        """A result of the other dtype."""
+
+        def gated(self, x, gate, how):
+            return super().gated(x, gate, how).float()
+
+        def gated_backward(self, grad_output, saved, how):
+            dx, dgate = super().gated_backward(grad_output, saved, how)
+            return dx, dgate.to(dx.dtype)
+
+    return [(Order, check.WrongResult), (Rounded, check.WrongResult), (Dtype, TypeError)]
+
+
+@pytest.mark.parametrize("op", NEIGHBOURS)
+def test_a_wrong_neighbour_is_refused(op, plain_memory):
+    cell = Cell("cpu", "mixed", op, 3, 64)
+    operands = cell.operands()
+    for wrong, error in wrong_gates(op):
+        with torch.no_grad(), pytest.raises(error):
+            cell.operation.check(wrong(), operands, cell.operation.call(wrong(), operands)())
+
+
 class Traffic(TorchDispatchMode):
     """Bytes of the tensors that operators take: what copy_, add and addcmul with an output read and write."""
 
@@ -91,7 +150,21 @@ def test_a_roof_moves_the_bytes_of_its_operation(dtype, name):
     if (op := operations.operation(name, dtype)) is None:
         pytest.skip("nothing is mixed without a residual")
     cell = Cell("cpu", dtype, name, 2, 8)
-    call = operations.roof(op, dtype, cell.operands())
-    with Traffic() as traffic:
+    assert traffic(op, cell) == cell.moved
+
+
+@pytest.mark.parametrize("dtype", operations.DTYPES)
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_a_copy_moves_the_bytes_of_a_neighbour(dtype, name):
+    """x, gate and z; or those, the gradient of z and the two gradients."""
+    cell, tensors = Cell("cpu", dtype, name, 2, 8), 5 if name.endswith("backward") else 3
+    gates = 2 if name.endswith("backward") else 1
+    x, gate = (table[dtype].itemsize for table in (operations.DTYPES, operations.RESIDUAL_DTYPES))
+    assert traffic(cell.operation, cell) == cell.moved == 16 * ((tensors - gates) * x + gates * gate)
+
+
+def traffic(op, cell):
+    call = operations.roof(op, cell.dtype, cell.operands())
+    with Traffic() as seen:
         call()
-    assert traffic.bytes == cell.moved
+    return seen.bytes

@@ -14,11 +14,12 @@ from benchmarks.providers import load
 
 
 def test_a_peer_that_is_not_installed_costs_its_column_only():
-    there, missing = load(["quack", "liger", "fla", "flashinfer", "ours"], "cuda")
+    names = ["quack", "liger", "fla", "mamba", "flashinfer", "ours"]
+    there, missing = load(names, "cuda")
     assert "ours" in [provider.name for provider in there]
     for why in missing.values():
         assert why.startswith("not installed")
-    assert {provider.name for provider in there} | set(missing) == {"quack", "liger", "fla", "flashinfer", "ours"}
+    assert {provider.name for provider in there} | set(missing) == set(names)
     assert "does not run on cpu" in load(["quack"], "cpu")[1]["quack"]
 
 

@@ -8,11 +8,12 @@ from benchmark_samples import EXAMPLES, Unlucky, WrongOutput, rows_of
 
 from benchmarks import reports, suites
 from benchmarks.protocol import measuring, operations
+from benchmarks.protocol.neighbours import NEIGHBOURS
 from benchmarks.providers import REGISTRY
 from benchmarks.providers.pytorch import Eager
 from benchmarks.record.plan import Plan
 from benchmarks.record.recorder import Recorder
-from benchmarks.suites import cpu, fusion, prenorm, small, sweep, tables
+from benchmarks.suites import cpu, fusion, neighbours, prenorm, small, sweep, tables
 
 
 def test_sweep_on_the_cpu(tmp_path, plain_memory):
@@ -32,6 +33,24 @@ def test_sweep_on_the_cpu(tmp_path, plain_memory):
     assert moved["mixed", "backward+sum"] == 2 + 2 + 4 + 2 + 4
     text = reports.markdown(reports.read(tmp_path / "sweep.csv"))
     assert "## mixed, backward+sum" in text
+
+
+def test_neighbours_on_the_cpu(tmp_path, plain_memory):
+    """Every operation that it knows, forward and backward; of those asked for, the ones that are another suite's are
+    left out."""
+    plan = Plan("cpu", tmp_path, providers=["ours", "to"], dims=[65], dtypes=["bf16", "mixed"], elements=260, rounds=1)
+    neighbours.run(dataclasses.replace(plan, ops=["forward", "gated silu"]))
+    assert {row["op"] for row in rows_of(tmp_path / "neighbours.csv")} == {"gated silu"}
+    neighbours.run(plan)
+    rows = rows_of(tmp_path / "neighbours.csv")
+    assert len(rows) == 2 * len(NEIGHBOURS) * 3
+    assert all(row["status"] == "ok" and float(row["value"]) > 0 for row in rows)
+    moved = {(row["dtype"], row["op"]): int(row["bytes"]) / 260 for row in rows}
+    assert (moved["bf16", "gated"], moved["bf16", "gated backward"]) == (6, 10)
+    assert moved["mixed", "silu gate first backward"] == 2 + 2 + 4 + 2 + 4
+    assert "## mixed, gated silu backward" in reports.markdown(reports.read(tmp_path / "neighbours.csv"))
+    sweep.run(dataclasses.replace(plan, ops=["gated"]))
+    assert rows_of(tmp_path / "sweep.csv") == []
 
 
 def test_few_rows_have_two_times(tmp_path, plain_memory):
@@ -74,6 +93,8 @@ def test_memory_on_the_cpu(tmp_path, monkeypatch, plain_memory):
     for op in suites.memory.CALLS:  # the outputs and 4 bytes a row, nothing else
         assert kept[op, "ours"] == kept[op, "least"] < kept[op, "to"]
     assert kept["QK-norm GPT", "ours"] < kept["QK-norm GPT", "to"]
+    # The fused gate keeps what it is of, and neither y nor the activated gate.
+    assert kept["TransNormer, gate fused", "ours"] < kept["TransNormer", "ours"]
 
 
 def test_models(tmp_path, monkeypatch, plain_memory):
@@ -84,7 +105,7 @@ def test_models(tmp_path, monkeypatch, plain_memory):
     monkeypatch.setattr(suites.model, "SIZE_CPU", prenorm.Size(2, 64, 32, 2, 2))
     suites.model.run(Plan("cpu", tmp_path, providers=["ours", "to", "wrong"], rounds=2))
     rows = rows_of(tmp_path / "model.csv")
-    assert len(rows) == 2 * 2 * 2 * 3  # kinds, operations, metrics, providers
+    assert len(rows) == 3 * 2 * 2 * 3  # kinds, operations, metrics, providers
     for row in rows:
         assert row["status"].startswith("wrong:") if row["provider"] == "wrong" else row["status"] == "ok"
     assert "QK-norm GPT, training, eager" in reports.markdown(reports.read(tmp_path / "model.csv"))

@@ -83,6 +83,54 @@ def backward_error(
     return _worst(ratios())
 
 
+def element_error(
+    definition: Callable[..., Tensor], got: Tensor, operands: tuple[Tensor, ...], roundings: int
+) -> float:
+    """The worst element of what is defined by the operands, in units of its bound."""
+    u = torch.finfo(got.dtype).eps / 2
+    bound = (1 + u) ** roundings * (1 + _slack(got.shape[-1])) - 1
+
+    def ratios() -> Iterator[Tensor]:
+        for result, *wide in _chunks(got, *operands):
+            assert result is not None
+            truth = definition(*wide)
+            yield (result - truth).abs() / (bound * truth.abs() + torch.finfo(got.dtype).smallest_normal)
+
+    return _worst(ratios())
+
+
+def gradient_errors(
+    definition: Callable[..., Tensor],
+    grads: tuple[Tensor, ...],
+    grad_output: Tensor,
+    operands: tuple[Tensor, ...],
+    roundings: int,
+) -> list[float]:
+    """The worst row of the gradient of each operand, in units of its bound: roundings of the gradient itself, and of
+    the terms that it is the difference of, which a single one at the end does not touch."""
+    slack, count = _slack(grad_output.shape[-1]), len(operands)
+
+    def gradients(g: Tensor, leaves: list[Tensor], frozen: bool) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            return torch.autograd.grad(definition(*(t.requires_grad_() for t in leaves), frozen=frozen), leaves, g)
+
+    def ratios() -> Iterator[Tensor]:
+        for g, *wide in _chunks(grad_output, *operands, *grads):
+            leaves, results = wide[:count], wide[count:]
+            assert g is not None
+            truths, terms = (gradients(g, leaves, frozen) for frozen in (False, True))  # type: ignore[arg-type]
+            rows = []
+            for got, like, truth, term in zip(results, grads, truths, terms, strict=True):
+                assert got is not None
+                u, size, kept = torch.finfo(like.dtype).eps / 2, truth.norm(dim=-1), term.norm(dim=-1)
+                of_terms = 2 * (roundings - 1) * torch.finfo(grad_output.dtype).eps / 2 + slack
+                bound = (roundings * u + slack) * size + of_terms * kept
+                rows.append(((got - truth).norm(dim=-1) / (bound + torch.finfo(like.dtype).smallest_normal)).max())
+            yield torch.stack(rows)
+
+    return torch.stack(list(ratios())).amax(0).tolist()
+
+
 def require(what: str, error: float) -> None:
     if not error <= 1:
         raise WrongResult(f"{what} is {error:.3g} times its bound away from the float64 reference")

@@ -1,6 +1,6 @@
 """Cells are measured for the roof and every provider in the same rounds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ from benchmarks.record.recorder import Recorder
 from . import precompile
 from .cell import Cell
 from .check import attempt
-from .operations import DTYPES, OPS, Tensors, operation, roof
+from .neighbours import NEIGHBOURS
+from .operations import DTYPES, OPS, Op, Tensors, operation, roof
 from .timing import Call, host_sample, of_medians, record_rounds
 
 ROOF = "roof"
@@ -28,17 +29,20 @@ def cells(plan: Plan, shapes: list[tuple[int, int]], ops: list[str], dtypes: lis
         for dtype in dtypes or plan.dtypes or ["bf16"]
         for rows, dim in shapes
         for op in ops
-        if operation(op, dtype) is not None
+        if op in NEIGHBOURS or operation(op, dtype) is not None
     ]
 
 
-def cells_of_size(plan: Plan, size: int, dims: list[int], dtypes: list[str]) -> list[Cell]:
+def cells_of_size(
+    plan: Plan, size: int, dims: list[int], dtypes: list[str], known: Mapping[str, Op] = OPS
+) -> list[Cell]:
     """Every operation with an input of so many bytes, where the plan does not say how many elements or rows."""
+    ops = [op for op in plan.ops or known if op in known]
     wanted = []
     for dtype in plan.dtypes or dtypes:
         elements = plan.elements or size // DTYPES[dtype].itemsize
         shapes = [(rows, dim) for dim in plan.dims or dims for rows in plan.rows or [max(1, elements // dim)]]
-        wanted += cells(plan, shapes, plan.ops or list(OPS), [dtype])
+        wanted += cells(plan, shapes, ops, [dtype])
     return wanted
 
 

@@ -23,17 +23,19 @@ DTYPES = {
     "mixed": torch.bfloat16,  # beside a float32 residual
 }
 RESIDUAL_DTYPES = {**DTYPES, "mixed": torch.float32}
-OF_RESIDUAL = ("residual", "sum", "grad_sum", "grad_residual")
+OF_RESIDUAL = ("residual", "sum", "grad_sum", "grad_residual", "gate", "grad_gate")
 
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """`call` makes a call out of operands; `check` raises where that call's result is wrong."""
+    """`call` makes a call out of operands; `check` raises where that call's result is wrong. `copied`: the roof is
+    copy_ of as many bytes, as it is for mixed dtypes."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     call: Callable[[Provider, Tensors], Call]
     check: Callable[[Provider, Tensors, Any], None]
+    copied: bool = False
 
     def operands(self) -> tuple[str, ...]:
         """What is made before the call; backward's y comes out of a forward."""
@@ -116,8 +118,8 @@ PAIRS = {
 def operation(op: str, dtype: str) -> Op | None:
     """None where there is no such thing: without a residual nothing is mixed."""
     if dtype != "mixed":
-        return OPS[op]
-    return None if op == "forward" else PAIRS.get(op, OPS[op])
+        return OPS.get(op)
+    return None if op == "forward" else PAIRS.get(op, OPS.get(op))
 
 
 def roof(op: Op, dtype: str, t: Tensors) -> Call:
@@ -125,7 +127,7 @@ def roof(op: Op, dtype: str, t: Tensors) -> Call:
     first, *others = (t[name] for name in op.operands())
     out = torch.empty_like(first)
     counts = (len(op.reads), len(op.writes))
-    if dtype == "mixed":
+    if op.copied or dtype == "mixed":
         size = op.moved(dtype) * first.numel() // 2
         source, target = (torch.empty(size, dtype=torch.uint8, device=first.device) for _ in range(2))
         return lambda: target.copy_(source)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .provider import EPS, Provider, provider
+from .provider import EPS, Gating, Provider, provider
 
 
 @provider("ours", computes="srmsnorm.srms_norm", keeps="rstd, 4 bytes a row")
@@ -30,6 +30,19 @@ class Ours(Provider):
         self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         return self.ops._srms_norm_backward_pair(grad_output, *saved, grad_sum)
+
+    def gated(self, x: Tensor, gate: Tensor, how: Gating) -> Tensor:
+        return self.library.gated_srms_norm(
+            x, gate, activation=how.activation, norm_before_gate=how.norm_first, eps=EPS
+        )
+
+    def gated_saved(self, x: Tensor, gate: Tensor, how: Gating) -> tuple[Tensor, ...]:
+        options = {"activation": how.activation, "norm_before_gate": how.norm_first}
+        return x, gate, self.ops._gated_srms_norm(x, gate, **options, eps=EPS)[1]
+
+    def gated_backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], how: Gating) -> tuple[Tensor, Tensor]:
+        options = {"activation": how.activation, "norm_before_gate": how.norm_first}
+        return self.ops._gated_srms_norm_backward(grad_output, *saved, **options)
 
 
 @provider("tr", computes="a Triton kernel pair of this benchmark", keeps="rstd, 4 bytes a row")

@@ -1,5 +1,6 @@
 """What a provider is, and how one is added: a decorated class. All compute the norm with the same eps."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -7,6 +8,14 @@ from torch import Tensor
 
 EPS = 1e-6
 DEFAULT = ("ours", "tr", "to", "toc")
+
+
+@dataclasses.dataclass(frozen=True)
+class Gating:
+    """How a gate is applied: its activation by the operator's name, before or after the norm."""
+
+    activation: str | None = None
+    norm_first: bool = True
 
 
 class Provider:
@@ -19,6 +28,7 @@ class Provider:
     devices: ClassVar[tuple[str, ...]] = ("cuda", "cpu")
     roundings: ClassVar[int] = 1  # to the dtype, on the way to y and to a gradient
     residual_roundings: ClassVar[int] = 1  # the same, with a residual or a gradient of the sum
+    gated_roundings: ClassVar[int] = 1  # the same, with a gate
     compiles: ClassVar[bool] = False  # for each shape anew, which takes seconds
     caches: ClassVar[bool] = False  # on disk what it compiles: another process may do it ahead
 
@@ -48,6 +58,18 @@ class Provider:
         self, grad_output: Tensor, saved: tuple[Tensor, ...], grad_sum: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The gradients of x and of a float32 residual; under no_grad."""
+        raise NotImplementedError
+
+    def gated(self, x: Tensor, gate: Tensor, how: Gating) -> Tensor:
+        """z, differentiable in both; the gate is of x's dtype, or float32 beside 16 bits."""
+        raise NotImplementedError
+
+    def gated_saved(self, x: Tensor, gate: Tensor, how: Gating) -> tuple[Tensor, ...]:
+        """What backward takes beside the gradient; under no_grad."""
+        raise NotImplementedError
+
+    def gated_backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], how: Gating) -> tuple[Tensor, Tensor]:
+        """The gradients of x and of the gate; under no_grad."""
         raise NotImplementedError
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .provider import EPS, Provider, provider
+from .provider import EPS, Gating, Provider, provider
 
 
 def _backward_formula(grad_output: Tensor, y: Tensor, rstd: Tensor, grad_sum: Tensor | None) -> Tensor:
@@ -25,6 +25,26 @@ def _both_gradients(grad_output: Tensor, y: Tensor, rstd: Tensor, grad_sum: Tens
     return grad.to(grad_output.dtype), grad
 
 
+def _activated(gate: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
+    """The activated gate, and its derivative."""
+    if activation is None:
+        return gate, torch.ones_like(gate)
+    s = torch.sigmoid(gate)
+    return (s, s * (1 - s)) if activation == "sigmoid" else (gate * s, s * (1 + gate * (1 - s)))
+
+
+def _gated_gradients(
+    grad_output: Tensor, x: Tensor, gate: Tensor, rstd: Tensor, activation: str | None, norm_first: bool
+) -> tuple[Tensor, Tensor]:
+    g, h = grad_output.to(rstd.dtype), x.to(rstd.dtype)
+    a, slope = _activated(gate.to(rstd.dtype), activation)
+    t, of_t = (h, g * a) if norm_first else (h * a, g)
+    y = t * rstd
+    grad = rstd * (of_t - y * (y * of_t).mean(-1, keepdim=True))
+    grad_x, grad_gate = (grad, g * y * slope) if norm_first else (grad * a, grad * h * slope)
+    return grad_x.to(x.dtype), grad_gate.to(gate.dtype)
+
+
 @provider("to", computes="the definition in plain PyTorch, srmsnorm.reference", keeps="what autograd keeps")
 class Eager(Provider):
     def __init__(self) -> None:
@@ -34,6 +54,8 @@ class Eager(Provider):
         self._add_norm: Callable[..., Any] = reference.add_srms_norm
         self._backward: Callable[..., Any] = _one_gradient
         self._backward_pair: Callable[..., Any] = _both_gradients
+        self._gated: Callable[..., Any] = reference.gated_srms_norm
+        self._gated_backward: Callable[..., Any] = _gated_gradients
 
     def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self._norm(x, residual, eps=EPS)
@@ -55,6 +77,17 @@ class Eager(Provider):
     ) -> tuple[Tensor, Tensor]:
         return self._backward_pair(grad_output, *saved, grad_sum)
 
+    def gated(self, x: Tensor, gate: Tensor, how: Gating) -> Tensor:
+        return self._gated(x, gate, activation=how.activation, norm_before_gate=how.norm_first, eps=EPS)
+
+    def gated_saved(self, x: Tensor, gate: Tensor, how: Gating) -> tuple[Tensor, ...]:
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        h = x.to(wide) if how.norm_first else x.to(wide) * _activated(gate.to(wide), how.activation)[0]
+        return x, gate, torch.rsqrt(h.square().mean(-1, keepdim=True) + EPS)
+
+    def gated_backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], how: Gating) -> tuple[Tensor, Tensor]:
+        return self._gated_backward(grad_output, *saved, how.activation, how.norm_first)
+
 
 @provider("toc", computes="torch.compile of the definition, for each shape anew", keeps="what the partitioner chooses")
 class Compiled(Eager):
@@ -68,10 +101,9 @@ class Compiled(Eager):
 
         # Backward with retain_graph=True is refused where the compiler may overwrite what forward kept.
         torch._functorch.config.donated_buffer = False
-        self._norm, self._add_norm, self._backward, self._backward_pair = (
-            torch.compile(f, dynamic=False, fullgraph=True, mode=self.mode)
-            for f in (self._norm, self._add_norm, self._backward, self._backward_pair)
-        )
+        for name in ("_norm", "_add_norm", "_backward", "_backward_pair", "_gated", "_gated_backward"):
+            compiled = torch.compile(getattr(self, name), dynamic=False, fullgraph=True, mode=self.mode)
+            setattr(self, name, compiled)
 
     def new_shape(self) -> None:
         torch.compiler.reset()
@@ -86,6 +118,7 @@ class CompiledAutotuned(Compiled):
 @provider("rms", computes="F.rms_norm without a weight, of x + residual", keeps="x or the sum, rstd")
 class RMSNorm(Provider):
     residual_roundings = 3  # the rounded sum enters h and rstd
+    gated_roundings = 3  # of y, of the activated gate, of their product
 
     def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         h = x if residual is None else x + residual
@@ -117,3 +150,19 @@ class RMSNorm(Provider):
     ) -> tuple[Tensor, Tensor]:
         grad = self.backward(grad_output.to(saved[0].dtype), saved, grad_sum)
         return grad.to(grad_output.dtype), grad
+
+    def gated(self, x: Tensor, gate: Tensor, how: Gating) -> Tensor:
+        a = {None: lambda g: g, "silu": torch.nn.functional.silu, "sigmoid": torch.sigmoid}[how.activation](gate)
+        if how.norm_first:
+            return (self.norm(x) * a).to(x.dtype)
+        return self.norm(x * a).to(x.dtype)
+
+    def gated_saved(self, x: Tensor, gate: Tensor, how: Gating) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            x, gate = (t.detach().requires_grad_() for t in (x, gate))
+            return x, gate, self.gated(x, gate, how)
+
+    def gated_backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], how: Gating) -> tuple[Tensor, Tensor]:
+        *leaves, z = saved
+        grad_x, grad_gate = torch.autograd.grad(z, leaves, grad_output, retain_graph=True)
+        return grad_x, grad_gate

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .provider import EPS, Provider, provider
+from .provider import EPS, Gating, Provider, provider
 
 
 @provider("quack", computes="quack.rmsnorm without a weight; with a residual it always writes the sum", keeps="x, rstd")
@@ -73,6 +73,7 @@ class FlashLinearAttention(Provider):
 
     def __init__(self) -> None:
         self.library: Any = import_module("fla.modules.norm.layernorm")
+        self.gates: Any = import_module("fla.modules.norm.fused_norm_gate")
 
     def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is not None:
@@ -90,6 +91,52 @@ class FlashLinearAttention(Provider):
         return self.library.layer_norm_bwd(
             grad_output, x, None, None, rstd=rstd, dres=grad_sum, has_residual=grad_sum is not None, is_rms_norm=True
         )[0]
+
+    def gated(self, x: Tensor, gate: Tensor, how: Gating) -> Tensor:
+        if how.activation is None or not how.norm_first:
+            raise NotImplementedError
+        return self.gates.rms_norm_gated(x, gate, None, None, how.activation, eps=EPS)
+
+    def gated_saved(self, x: Tensor, gate: Tensor, how: Gating) -> tuple[Tensor, ...]:
+        if how.activation is None or not how.norm_first:
+            raise NotImplementedError
+        options = {"activation": how.activation, "eps": EPS, "is_rms_norm": True}
+        return x, gate, self.gates.layer_norm_gated_fwd(x, gate, None, None, **options)[2]
+
+    def gated_backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], how: Gating) -> tuple[Tensor, Tensor]:
+        x, gate, rstd = saved
+        options = {"activation": how.activation, "eps": EPS, "rstd": rstd, "is_rms_norm": True}
+        return self.gates.layer_norm_gated_bwd(grad_output, x, gate, None, None, **options)[:2]
+
+
+@provider("mamba", computes="mamba_ssm's gated norm, which needs a weight: ones; silu only", keeps="x, gate, rstd")
+class Mamba(Provider):
+    """Not counted among the best others: its kernels read a weight, multiply by it, and make its gradient."""
+
+    devices = ("cuda",)
+    caches = True
+
+    def __init__(self) -> None:
+        self.library: Any = import_module("mamba_ssm.ops.triton.layernorm_gated")
+
+    def gated(self, x: Tensor, gate: Tensor, how: Gating) -> Tensor:
+        return self.library.rmsnorm_fn(x, self._weight(x, how), None, z=gate, eps=EPS, norm_before_gate=how.norm_first)
+
+    def gated_saved(self, x: Tensor, gate: Tensor, how: Gating) -> tuple[Tensor, ...]:
+        weight = self._weight(x, how)
+        options = {"z": gate, "norm_before_gate": how.norm_first, "is_rms_norm": True}
+        return x, gate, weight, self.library._layer_norm_fwd(x, weight, None, EPS, **options)[2]
+
+    def gated_backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], how: Gating) -> tuple[Tensor, Tensor]:
+        x, gate, weight, rstd = saved
+        options = {"z": gate, "norm_before_gate": how.norm_first, "is_rms_norm": True}
+        grads = self.library._layer_norm_bwd(grad_output, x, weight, None, EPS, None, rstd, **options)
+        return grads[0], grads[3]
+
+    def _weight(self, x: Tensor, how: Gating) -> Tensor:
+        if how.activation != "silu":
+            raise NotImplementedError
+        return x.new_ones(x.shape[-1])
 
 
 @provider("flashinfer", computes="flashinfer.rmsnorm, which needs a weight: ones; forward only", keeps="nothing")

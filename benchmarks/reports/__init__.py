@@ -11,6 +11,7 @@ BODIES = {
     "tables": tables.markdown,
     "sweep": cells.markdown,
     "layouts": lambda frame, published: cells.markdown(frame, published=False),
+    "neighbours": lambda frame, published: cells.markdown(frame, published=False),
     "cpu": cells.markdown,
     "small": small.markdown,
     "host": host.markdown,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-ORDER = ["ours", "tr", "to", "toc", "tocm", "rms", "quack", "liger", "fla", "flashinfer", "roof"]
+ORDER = ["ours", "tr", "to", "toc", "tocm", "rms", "quack", "liger", "fla", "mamba", "flashinfer", "roof"]
 COLUMNS = {
     "tr": "Triton kernel of this benchmark",
     "to": "eager PyTorch",
@@ -15,11 +15,12 @@ COLUMNS = {
     "quack": "quack",
     "liger": "Liger-Kernel",
     "fla": "flash-linear-attention",
+    "mamba": "mamba_ssm, with a weight, not counted among the others",
     "flashinfer": "flashinfer, with a weight, not counted among the others",
 }
-UNLIKE = ("flashinfer",)  # it multiplies by a weight: shown, and not counted among the others
+UNLIKE = ("flashinfer", "mamba")  # they multiply by a weight: shown, and not counted among the others
 # p20 to p80 over the median above which a figure is no figure. Host times and CPUs spread by nature.
-NOISE = {"sweep": 0.05, "small": 0.1, "tables": 0.5, "host": 0.6}
+NOISE = {"sweep": 0.05, "neighbours": 0.05, "small": 0.1, "tables": 0.5, "host": 0.6}
 NOISE_CPU = 0.6
 NOISY = "noisy"
 NUMBERS = ("value", "p20", "p80", "n", "dim", "batch", "bytes", "clock")

@@ -36,6 +36,7 @@ def plot(frame: pd.DataFrame, stem: pathlib.Path) -> list[pathlib.Path]:
         "tables": _tables,
         "sweep": _sweep,
         "cpu": _sweep,
+        "neighbours": _sweep,
         "layouts": _layouts,
         "small": _small,
         "host": _host,

@@ -2,8 +2,9 @@
 
 from types import ModuleType
 
-from . import cpu, features, fusion, host, layouts, memory, model, small, sweep, tables
+from . import cpu, features, fusion, host, layouts, memory, model, neighbours, small, sweep, tables
 
 SUITES: dict[str, ModuleType] = {
-    suite.NAME: suite for suite in (tables, sweep, layouts, small, host, memory, model, cpu, fusion, features)
+    suite.NAME: suite
+    for suite in (tables, sweep, layouts, small, neighbours, host, memory, model, cpu, fusion, features)
 }

@@ -11,7 +11,7 @@ import torch
 import torch._dynamo.config
 from torch import Tensor, nn
 
-from benchmarks.providers import Provider
+from benchmarks.providers import Gating, Provider
 
 CHUNK = 256  # tokens of linear attention that meet by a score matrix; beyond it by their sums
 
@@ -62,11 +62,20 @@ class TransNormer(Block):
     def attend(self, x: Tensor) -> Tensor:
         q, k, v, u = self.qkvu(x).chunk(4, -1)
         q, k, v = self.split(torch.nn.functional.silu(q)), self.split(torch.nn.functional.silu(k)), self.split(v)
-        attended = linear_attention(q, k, v).transpose(1, 2).flatten(-2)
-        return self.out(self.norms.norm(attended) * torch.sigmoid(u))
+        return self.out(self.gated(linear_attention(q, k, v).transpose(1, 2).flatten(-2), u))
+
+    def gated(self, attended: Tensor, u: Tensor) -> Tensor:
+        return self.norms.norm(attended) * torch.sigmoid(u)
 
     def mix(self, x: Tensor) -> Tensor:
         return self.down(self.gate(x) * self.up(x))
+
+
+class GatedTransNormer(TransNormer):
+    """The same, its norm and gate one call."""
+
+    def gated(self, attended: Tensor, u: Tensor) -> Tensor:
+        return self.norms.gated(attended, u, Gating("sigmoid"))
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -100,7 +109,9 @@ class GPT(Block):
 
 
 class Model(nn.Module):
-    KINDS: ClassVar[dict[str, type[Block]]] = {"TransNormer": TransNormer, "QK-norm GPT": GPT}
+    KINDS: ClassVar[dict[str, type[Block]]] = {
+        "TransNormer": TransNormer, "TransNormer, gate fused": GatedTransNormer, "QK-norm GPT": GPT,
+    }  # fmt: skip
 
     def __init__(self, kind: str, size: Size, norms: Provider) -> None:
         super().__init__()
