@@ -45,16 +45,23 @@ T values(const T& other, const std::string&, const Tensor&) {
   return other;
 }
 
-Tensor nested(const Tensor& values, const Tensor& like) {
-  if (values.dim() < like.dim() - 1) return values;  // one element
+// name: the result's. A scale that is one element of no row stays as it is.
+Tensor nested(const Tensor& values, const std::string& name, const Tensor& like) {
+  if (name == "scale_used" && values.dim() == 1) return values;
   return at::_nested_view_from_jagged(values, at::_nested_get_offsets(like), /*dummy=*/like,
                                       maybe(at::_nested_get_lengths(like)), at::_nested_get_ragged_idx(like),
                                       maybe(at::_nested_get_min_seqlen(like)), maybe(at::_nested_get_max_seqlen(like)));
 }
 
+Tensor nested(const Tensor& values, const c10::FunctionSchema& schema, const Tensor& like) {
+  return nested(values, schema.returns()[0].name(), like);
+}
+
 template <class... Tensors>
-std::tuple<Tensors...> nested(const std::tuple<Tensors...>& all, const Tensor& like) {
-  return std::apply([&](const auto&... each) { return std::make_tuple(nested(each, like)...); }, all);
+std::tuple<Tensors...> nested(const std::tuple<Tensors...>& all, const c10::FunctionSchema& schema,
+                              const Tensor& like) {
+  auto result = schema.returns().begin();
+  return std::apply([&](const auto&... each) { return std::tuple{nested(each, result++->name(), like)...}; }, all);
 }
 
 template <auto op, class Signature>
@@ -70,7 +77,7 @@ struct Rule<op, Result(const Tensor&, Args...)> {
     if constexpr (std::is_void_v<Result>)
       std::apply(call, buffers);
     else
-      return nested(std::apply(call, buffers), input);
+      return nested(std::apply(call, buffers), op().schema(), input);
   }
 };
 

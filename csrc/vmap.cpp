@@ -172,6 +172,7 @@ struct QuantizedRule<op, Result(const Tensor&, Residual, const MaybeTensor&, Opt
 SRMSNORM_KERNELS(FuncTorchBatched, m) {
 #define SRMSNORM_RULE(name, ...) m.impl(#name, &BySignature<op::name, Rule>::call);
   SRMSNORM_NORM_OPERATORS(SRMSNORM_RULE, SRMSNORM_RULE)
+  SRMSNORM_RSTD_OPERATORS(SRMSNORM_RULE, SRMSNORM_RULE)
   SRMSNORM_GATED_OPERATORS(SRMSNORM_RULE, SRMSNORM_RULE)
 #define SRMSNORM_QUANTIZED_RULE(name, ...) m.impl(#name, &BySignature<op::name, QuantizedRule>::call);
   SRMSNORM_QUANTIZED_OPERATORS(SRMSNORM_QUANTIZED_RULE, SRMSNORM_QUANTIZED_RULE)
