@@ -1,5 +1,6 @@
 """`python benchmarks/run.py`: one command for each question. See benchmarks/README.md."""
 
+import gc
 import pathlib
 import re
 import sys
@@ -104,6 +105,8 @@ def _run(suites: list[str], plan: Plan, published: bool | None, plots: bool) -> 
         raise typer.Exit(1) from None
     if plan.device == "cpu":
         typer.echo("CPU edition: no GPU is used; sizes are small and say nothing about a GPU.", err=True)
+    gc.collect()
+    gc.freeze()  # the collections before measurements of memory look at what came since, not at all of PyTorch
     for name in suites:
         path = plan.out / f"{name}.csv"
         try:

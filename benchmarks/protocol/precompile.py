@@ -10,7 +10,6 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 
 import torch
-import torch._inductor.config
 
 from benchmarks.providers import REGISTRY, Provider
 
@@ -49,6 +48,8 @@ _providers: dict[str, Provider] = {}  # of a worker process
 
 @torch.no_grad()
 def _compile(cell: Cell, name: str) -> None:
+    import torch._inductor.config  # here and not above: seconds that most commands need not spend
+
     torch._inductor.config.autotune_local_cache = False
     torch.set_num_threads(cell.threads)
     if name not in _providers:

@@ -102,9 +102,18 @@ def do_bench(call: Call, device: str) -> list[float]:
         import triton.testing
 
         return triton.testing.do_bench(call, warmup=WARMUP_MS, rep=REPEAT_MS, return_mode="all")
-    for _ in range(max(1, int(WARMUP_MS / _wall_ms(call, 3)))):
-        call()
-    return [_wall_ms(call, 1) for _ in range(max(1, int(REPEAT_MS / _wall_ms(call, 3))))]
+    _repeated(call, WARMUP_MS)
+    return _repeated(call, REPEAT_MS)
+
+
+def _repeated(call: Call, milliseconds: float) -> list[float]:
+    """Each repeat's time, until that time is spent: a number of repeats taken from a few would go on for long where
+    others take the processor away."""
+    end = time.perf_counter() + milliseconds / 1e3
+    times = [_wall_ms(call, 1)]
+    while time.perf_counter() < end:
+        times.append(_wall_ms(call, 1))
+    return times
 
 
 def _wall_ms(call: Call, calls: int) -> float:

@@ -8,7 +8,6 @@ import dataclasses
 from typing import ClassVar
 
 import torch
-import torch._dynamo.config
 from torch import Tensor, nn
 
 from benchmarks.providers import Gating, Provider
@@ -120,6 +119,8 @@ class Model(nn.Module):
 
     def compile_blocks(self) -> None:
         """One compilation for all layers; another for each provider's, with and without gradients."""
+        import torch._dynamo.config
+
         torch._dynamo.config.recompile_limit = 64
         for block in self.blocks:
             block.compile(dynamic=False, fullgraph=True)

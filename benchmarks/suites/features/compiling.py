@@ -16,6 +16,8 @@ def one_graph(c: Candidate, device: str) -> None:
 
 @FEATURES.feature("one graph for changing shapes")
 def one_graph_for_changing_shapes(c: Candidate, device: str) -> None:
+    import torch._dynamo.testing
+
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(c.norm, fullgraph=True, dynamic=True, backend=counter)
     for shape in ((3, 16), (5, 16), (2, 48)):
