@@ -43,7 +43,8 @@ def compile_flags() -> dict[str, list[str]]:
             *["-fopenmp", "-Wall", "-idirafter", str(ROOT / "csrc/compat")],
             *sanitizer_flags(),
         ],
-        "nvcc": [*common, *small, *(f"-U__CUDA_NO_{name}__" for name in forbidden)],
+        # constexpr functions run on the GPU too: torch's build says so, the wheel's is another.
+        "nvcc": [*common, *small, "--expt-relaxed-constexpr", *(f"-U__CUDA_NO_{name}__" for name in forbidden)],
     }
 
 
