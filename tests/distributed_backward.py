@@ -46,7 +46,7 @@ def placements_of_gradients():
         ((T, S, T), S, [GATHER, GATHER]),
         ((M, R, None), R, [REDUCE]),
         ((M, R, P), R, [REDUCE, REDUCE]),
-        ((LAST, R, None), R, [GATHER]),
+        ((LAST, R, None), LAST, [REDUCE]),
     ):
         what = f"grad_output {g}, output {kept}, grad_sum {gs}"
         placed = []

@@ -19,6 +19,7 @@ import distributed_gated
 import distributed_in_place
 import distributed_parallel
 import distributed_quantized
+import distributed_split
 import torch
 import torch.distributed as dist
 
@@ -26,6 +27,7 @@ import torch.distributed as dist
 SUBJECTS = (
     distributed_forward,
     distributed_backward,
+    distributed_split,
     distributed_gated,
     distributed_in_place,
     distributed_parallel,

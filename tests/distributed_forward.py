@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 from distributed_samples import (
     DIM,
-    GATHER,
     REDUCE,
     SCATTER,
     assert_close,
@@ -17,7 +16,6 @@ from distributed_samples import (
     flat_mesh,
     operands,
     pieces,
-    results,
     tensor,
 )
 from samples import KINDS, Kind
@@ -113,36 +111,6 @@ def two_mesh_dimensions_flattened():
         assert actual.placements == tuple(placements)
         assert actual.shape == (24, DIM)
         assert torch.equal(actual.to_local(), expected)
-
-
-@check(4)
-def two_mesh_dimensions_with_the_last_sharded():
-    """Gathered along its own mesh dimension only."""
-    mesh = init_device_mesh("cpu", (2, 2))
-    x = tensor(4, 6, DIM)
-    sharded = distribute_tensor(x, mesh, [Shard(0), Shard(2)])
-    with collectives(GATHER):
-        y = srmsnorm.srms_norm(sharded)
-    assert_is(y, [Shard(0), Replicate()], srmsnorm.srms_norm(x))
-
-
-@check(2, 4)
-def a_shard_of_the_last_dimension_is_gathered_once():
-    mesh = flat_mesh()
-    for dim in (DIM, DIM + 1):
-        whole = operands((6, dim), Kind(torch.bfloat16, torch.float32))
-        x, residual, grad_output, grad_sum = (distribute_tensor(t, mesh, [Shard(1)]) for t in whole)
-        expected = results(*whole)
-        x.requires_grad_()
-        with collectives(GATHER):
-            y = srmsnorm.srms_norm(x)
-        with collectives(GATHER):
-            y.backward(grad_output)
-        assert_is(x.grad, [Replicate()], results(whole[0], None, whole[2], None)["input.grad"])
-        with collectives(GATHER, GATHER), torch.no_grad():
-            y, total = srmsnorm.add_srms_norm(x, residual)
-        assert_is(y, [Replicate()], expected["y"])
-        assert_is(total, [Replicate()], expected["sum"])
 
 
 @check(2, 4)

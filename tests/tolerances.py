@@ -282,6 +282,32 @@ def assert_gated_gradients(grads, grad_output, input, gate, rstd, activation, no
             assert_within(grad, want, bound)
 
 
+# ---- rows in pieces on several processes
+
+
+def _split_ulp(pieces: int) -> float:
+    """Of rstd: a piece's errs by RSTD_ULP, its inverse's square by 2 RSTD_ULP + 3, with its share 2 more; the pieces'
+    sum by one a piece, eps's by one. Of all that the root takes half, and errs by 2 itself."""
+    return (2 * RSTD_ULP + 6 + pieces) / 2 + 2
+
+
+def split_rstd_bound(truth: Tensor, dtype, pieces: int) -> Tensor:
+    return _split_ulp(pieces) * _truth_error(dtype) * ulp(truth, dtype)
+
+
+def split_output_bound(truth: Tensor, dtype, pieces: int) -> Tensor:
+    """As of a row that is whole, with a root that has lost more."""
+    accumulation = accumulation_dtype(dtype)
+    return output_bound(truth, dtype) + _split_ulp(pieces) * _truth_error(accumulation) * ulp(truth, accumulation)
+
+
+def split_backward_bound(truth: Tensor, dtype, pieces: int, grad_output, output, rstd, grad_sum=None) -> Tensor:
+    """Of these operands. A piece's own mean, which is taken off and added again, is up to that of the row's sizes times
+    the pieces."""
+    error = (1 + pieces) * backward_error(grad_output, output, rstd, grad_sum)
+    return error + 0.5 * ulp(truth.abs() + error, dtype)
+
+
 def assert_compiled(got, want) -> None:
     """A compiler may keep or skip roundings between our operators: a few units of the narrowest dtype."""
     tolerance = 8 * max(torch.finfo(b.dtype).eps for b in want)
