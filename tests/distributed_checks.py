@@ -14,6 +14,7 @@ import tempfile
 import traceback
 
 import distributed_backward
+import distributed_converted
 import distributed_forward
 import distributed_gated
 import distributed_in_place
@@ -27,6 +28,7 @@ import torch.distributed as dist
 SUBJECTS = (
     distributed_forward,
     distributed_backward,
+    distributed_converted,
     distributed_split,
     distributed_gated,
     distributed_in_place,
