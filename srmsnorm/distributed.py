@@ -4,8 +4,8 @@ A norm needs its rows and nothing else. So on each dimension of the mesh all ope
 theirs that shards a leading dimension, else the first that shards the last one, else ``Replicate``; operands that have
 it are used as they are and results have it too. Anything else is redistributed, as a partial sum is reduced. Only rows
 in pieces, by a shard of the last dimension, need communication beside that (split_rows.py); what is one number a row is
-replicated there. In place and beside a gate rows must be whole, and such a shard is gathered. Backward is linear in the
-gradients, so that partial ones stay partial beside a replicated output.
+replicated there. Beside a gate and where they are quantised rows must be whole, and such a shard is gathered. Backward is
+linear in the gradients, so that partial ones stay partial beside a replicated output.
 
 These are strategies of DTensor's own kind and not ``torch.distributed.tensor.experimental.register_sharding``, which
 gathers where a mesh has more processes than the tensor has rows, and redistributes the second operand of an operator in

@@ -4,41 +4,27 @@ import math
 import random
 from dataclasses import dataclass, field
 
+import fuzz_operators
 import torch
-from samples import BFLOAT, DOUBLE, FLOAT, HALF
+from fuzz_operators import (
+    ACTIVATIONS,
+    CONVERTING,
+    FORWARD,
+    GATED,
+    IN_PLACE,
+    NUMBERS,
+    OPERATORS,
+    QUANTIZED,
+    WEIGHTS,
+)
+from samples import BFLOAT, DOUBLE, FLOAT, HALF, OTHERS
 from torch import Tensor
 
-import srmsnorm
 from srmsnorm.reference import accumulation_dtype
 
-ROWS = ("input", "residual", "gate", "grad_output", "output", "grad_sum")  # operands that are rows
-# What each operator reads and gives. "wide" asks for the gradient in float32 beside a 16-bit output.
-OPERATORS = {
-    "srms_norm": ("input residual?", "output"),
-    "add_srms_norm": ("input residual", "output sum"),
-    "add_srms_norm_": ("input residual", "output sum"),
-    "_srms_norm": ("input residual?", "output rstd"),
-    "_add_srms_norm": ("input residual", "output sum rstd"),
-    "_srms_norm_backward": ("grad_output output rstd grad_sum?", "grad_input"),
-    "_srms_norm_backward wide": ("grad_output output rstd grad_sum?", "grad_residual"),
-    "_srms_norm_backward_pair": ("grad_output output rstd grad_sum?", "grad_input grad_residual"),
-    "gated_srms_norm": ("input gate", "output"),
-    "_gated_srms_norm": ("input gate", "output rstd"),
-    "_gated_srms_norm_backward": ("grad_output input gate rstd", "grad_input grad_gate"),
-    "_gated_srms_norm_backward_input": ("grad_output input gate rstd", "grad_input"),
-    "_gated_srms_norm_backward_gate": ("grad_output input gate rstd", "grad_gate"),
-    "srms_norm_quantized": ("input residual?", "output scale"),
-    "add_srms_norm_quantized": ("input residual", "output scale sum"),
-}
-WEIGHTS = (4, 4, 4, 3, 3, 3, 2, 2, 4, 2, 3, 1, 1, 3, 2)
-IN_PLACE = "add_srms_norm_"
-FORWARD = ("srms_norm", "add_srms_norm", "_srms_norm", "_add_srms_norm")
-GATED = ("gated_srms_norm", "_gated_srms_norm")
-QUANTIZED = ("srms_norm_quantized", "add_srms_norm_quantized")
-ACTIVATIONS = (None, "silu", "swish", "sigmoid")
 EPS = (None, 1e-6, 1e-6, 1e-5, 1e-3, 0.25, 0.0, 1e-12, 1e-30, 1e-38, 3e-45, 1e-50, 1e10)
 FAULTS = ("nan", "inf", "-inf", "all bits")
-MISTAKES = ("shape", "dtype", "eps", "scalar", "empty rows", "stride", "requires grad", "tangent", "rstd")
+MISTAKES = ("shape", "dtype", "to", "eps", "scalar", "empty rows", "stride", "requires grad", "tangent", "rstd")
 
 
 @dataclass
@@ -75,6 +61,7 @@ class Call:
     shape: tuple[int, ...]
     operands: dict[str, Operand]
     eps: float | None = None
+    to: torch.dtype | None = None  # of the output, or of a narrow gradient
     activation: str | None = None
     norm_before_gate: bool = True
     quantization: dict = field(default_factory=dict)
@@ -100,12 +87,17 @@ class Call:
         wide = self.operator.endswith(("wide", "pair"))
         return stream.dtype if stream else FLOAT if wide else self.dtype
 
+    @property
+    def converted(self) -> torch.dtype:
+        """Of the output, or of the input's gradient."""
+        return self.to or self.dtype
+
     def result_dtype(self, name: str) -> torch.dtype:
         if name == "rstd":
             return accumulation_dtype(self.dtype)
         if self.quantization and name in ("output", "scale"):
             return self.quantization["dtype"] if name == "output" else FLOAT
-        return self.beside if name in ("sum", "grad_residual", "grad_gate") else self.dtype
+        return self.beside if name in ("sum", "grad_residual", "grad_gate") else self.converted
 
     @property
     def gating(self) -> dict | None:
@@ -120,50 +112,14 @@ class Call:
 
     def invoke(self, t: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """The operator on these operands."""
-        face = srmsnorm if self.function else torch.ops.srmsnorm
-        internal = torch.ops.srmsnorm
-        input, residual, eps = t.get("input"), t.get("residual"), self.eps
-        if self.gating is not None:
-            return self._invoke_gated(face, t)
-        if self.quantization:
-            found = getattr(srmsnorm, self.operator)(input, residual, **self.quantization, eps=eps)
-            return tuple(t for i, t in enumerate(found) if not (i == 1 and "scale" in self.quantization))
-        saved = t.get("grad_output"), t.get("output"), t.get("rstd"), t.get("grad_sum")
-        match self.operator:
-            case "srms_norm":
-                return (face.srms_norm(input, residual, eps=eps),)
-            case "add_srms_norm":
-                return face.add_srms_norm(input, residual, eps=eps)
-            case "add_srms_norm_":
-                assert face.add_srms_norm_(input, residual, eps=eps) is None, "in place returns something"
-                return input, residual
-            case "_srms_norm":
-                return internal._srms_norm(input, residual, eps)
-            case "_add_srms_norm":
-                return internal._add_srms_norm(input, residual, eps)
-            case "_srms_norm_backward":
-                return (internal._srms_norm_backward(*saved),)
-            case "_srms_norm_backward wide":
-                return (internal._srms_norm_backward(*saved, dtype=FLOAT),)
-            case "_srms_norm_backward_pair":
-                return internal._srms_norm_backward_pair(*saved)
-        raise ValueError(self.operator)
-
-    def _invoke_gated(self, face, t: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        name, options = self.operator, self.gating
-        if name in GATED:
-            options = {**options, "eps": self.eps}
-        face = face if name == "gated_srms_norm" else torch.ops.srmsnorm
-        returned = getattr(face, name)(*(t[operand] for operand in OPERATORS[name][0].split()), **options)
-        return (returned,) if isinstance(returned, Tensor) else returned
+        return fuzz_operators.invoke(self, t)
 
 
 def draw(seed: int, index: int, *, wide: float = 0.002, large: float = 0.01, compiled: float = 1 / 4000) -> Call:
     rng = random.Random(seed << 40 | index)
     (operator,) = rng.choices(list(OPERATORS), WEIGHTS)
     mode = _mode(rng, operator, compiled)
-    dtype = rng.choice((HALF, BFLOAT) if operator.endswith(("wide", "pair")) else (HALF, BFLOAT, FLOAT, FLOAT, DOUBLE))
-    dtype = FLOAT if operator in QUANTIZED and dtype == DOUBLE else dtype
+    dtype = _dtype(rng, operator)
     dim = _dim(rng, wide if mode in ("plain", "gradients") else 0.0)
     shape = _shape(rng, dim, large, least=1 if mode == "vmap" else 0)
     call = Call(seed, index, operator, mode, shape, {}, rng.choice(EPS), row=rng.random(), function=rng.random() < 0.5)
@@ -171,6 +127,10 @@ def draw(seed: int, index: int, *, wide: float = 0.002, large: float = 0.01, com
     if operator in QUANTIZED:
         call.quantization = _quantization(rng, dim)
     call.activation, call.norm_before_gate = rng.choice(ACTIVATIONS), rng.random() < 0.5
+    if operator.endswith("narrow"):
+        call.to = rng.choice((HALF, BFLOAT))
+    elif operator in CONVERTING and mode != "second" and rng.random() < 0.25:
+        call.to = rng.choice((dtype, *OTHERS[dtype] * 3))
     _draw_operands(rng, call, dtype)
     if call.mode == "vmap":
         _draw_batch(rng, call)
@@ -183,6 +143,14 @@ def draw(seed: int, index: int, *, wide: float = 0.002, large: float = 0.01, com
     if math.prod(shape) > 20_000:
         call.threads = rng.choice((1, 2, 3, 4))
     return call
+
+
+def _dtype(rng, operator: str) -> torch.dtype:
+    if operator.endswith("narrow"):
+        return FLOAT
+    narrow = operator.endswith(("wide", "pair", "of_input"))
+    dtype = rng.choice((HALF, BFLOAT) if narrow else (HALF, BFLOAT, FLOAT, FLOAT, DOUBLE))
+    return FLOAT if operator in QUANTIZED and dtype == DOUBLE else dtype
 
 
 def _quantization(rng, dim: int) -> dict:
@@ -204,7 +172,7 @@ def _mode(rng, operator: str, compiled: float) -> str:
             ("plain", "inference", "vmap", "gradients", "tangents", "second", "mistake"),
             (9, 1, 2, 5, 2, 1, 0.5),
         )
-    elif operator in GATED:
+    elif operator in (*GATED, "rstd"):
         modes, weights = ("plain", "inference", "vmap", "gradients", "mistake"), (9, 1, 2, 5, 0.5)
     else:
         modes, weights = ("plain", "inference", "vmap", "mistake"), (10, 1, 2, 0.5)
@@ -242,22 +210,27 @@ def _draw_operands(rng, call: Call, dtype) -> None:
     )  # make_dual writes a tangent in its operand's layout
     overlapping = 0.01 if call.operator == IN_PLACE else 0.0 if writable else 0.12
     wide_range = rng.random() < 0.1 and dtype != HALF and call.mode in ("plain", "inference", "vmap")
-    wide_range = wide_range and call.gating is None  # whose products of four operands would leave the range
+    of_products = call.gating is not None or call.operator.endswith(
+        "of_input"
+    )  # of four operands: would leave the range
+    wide_range = wide_range and not of_products
     alike = rng.random() < 0.5  # one layout for all
     layout = None
     for name in OPERATORS[call.operator][0].split():
         if name.endswith("?") and rng.random() < 0.5:
             continue
         name = name.rstrip("?")
-        sizes = call.shape[:-1] if name == "rstd" else call.shape
-        if name == "rstd" or layout is None or not alike:
-            drawn = _layout(rng, sizes, writable=writable, overlapping=overlapping, row=name != "rstd")
-            layout = drawn if name != "rstd" else layout
+        rows = name not in NUMBERS
+        sizes = call.shape if rows else call.shape[:-1]
+        if not rows or layout is None or not alike:
+            drawn = _layout(rng, sizes, writable=writable, overlapping=overlapping, row=rows)
+            layout = drawn if rows else layout
         else:
             drawn = layout
         beside = name in ("residual", "grad_sum", "gate") and mixed
-        own = FLOAT if beside else accumulation_dtype(dtype) if name == "rstd" else dtype
-        operand = Operand(own, sizes, *drawn, start=rng.randrange(1 << 20), rows=name != "rstd")
+        beside = beside or (name == "grad_output" and call.operator.endswith("of_input"))
+        own = FLOAT if beside else dtype if rows else accumulation_dtype(dtype)
+        operand = Operand(own, sizes, *drawn, start=rng.randrange(1 << 20), rows=rows)
         _draw_values(rng, call, name, operand, wide_range)
         call.operands[name] = operand
         operand.buffer = 0 if call.shared else len(call.operands) - 1
@@ -270,11 +243,11 @@ def _draw_values(rng, call: Call, name: str, operand: Operand, wide_range: bool)
     operand.spread = rng.choice((0, 0, 3)) if operand.dtype == HALF else rng.choice((0, 3, 10))
     if wide_range:
         operand.scale = rng.randint(-36, 24) if name == "input" else rng.randint(-20, 20)
-    if name == "rstd":
+    if name in NUMBERS:
         operand.content = "positive"
     elif call.mode != "second":
         operand.content = rng.choices(("normal", "zero", "small"), (30, 1, 2))[0]
-    if call.mode == "plain" and not call.shared and name != "rstd":
+    if call.mode == "plain" and not call.shared and name not in NUMBERS:
         operand.negated = rng.random() < 0.01
         operand.lazy = rng.random() < 0.01
 
@@ -348,7 +321,7 @@ def _draw_derivative(rng, call: Call) -> None:
     """Which operands are differentiated, and cotangents or tangents in layouts of their own."""
     names = list(call.operands)
     call.wanted = tuple(rng.choice([names, names, names[:1], names[-1:]]))
-    results = [name for name in call.results if name != "rstd" or rng.random() < 0.3]
+    results = [name for name in call.results if name != "rstd" or call.operator == "rstd" or rng.random() < 0.3]
     call.given = tuple(results)
     if call.mode == "second":
         call.given = tuple(name for name in results if name != "rstd")
@@ -392,6 +365,7 @@ def program(call: Call) -> str:
         lines[-1] += f"  # {notes} {' '.join(flags)}"
     drawn = (
         "eps",
+        "to",
         "activation",
         "norm_before_gate",
         "quantization",

@@ -5,10 +5,12 @@ import math
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-from fuzz_calls import IN_PLACE, Call
+from fuzz_calls import Call
 from fuzz_derivatives import ONE_DUAL_LEVEL, check_gradients, check_second, check_tangents
 from fuzz_memory import Memory, Pool, copy_lying_alike, nests, shares_bytes
+from fuzz_operators import CONVERTING, IN_PLACE, NUMBERS
 from fuzz_results import Failure, Refused, check_equal, check_forms, check_row_alone, check_values, require
+from samples import DOUBLE, FLOAT
 from torch import Tensor
 
 
@@ -86,7 +88,7 @@ def check_vmap(call: Call, memory: Memory) -> dict[str, float]:
         require(memory.untouched(), "an operand is written")
     t = {}
     for name, tensor in memory.before.items():
-        shape = call.shape[:-1] if name == "rstd" else call.shape
+        shape = call.shape[:-1] if name in NUMBERS else call.shape
         t[name] = tensor if call.operands[name].batched else tensor.unsqueeze(call.dim).expand(shape)
     check_forms(call, got, t, strides=False)
     worst = check_values(call, got, t)
@@ -125,16 +127,18 @@ def check_mistake(call: Call, memory: Memory) -> dict[str, float]:
     grad = torch.no_grad()
     eps = call.eps
     match call.mistake:
-        case "shape" if len(t) > 1 and call.shape[-1] > 1 and last != "rstd":
+        case "shape" if len(t) > 1 and call.shape[-1] > 1 and last not in NUMBERS:
             t[last] = t[last][..., 1:]
         case "dtype":
             t[first] = t[first].to(torch.int32)
-        case "eps" if first == "input":
+        case "to" if call.operator in CONVERTING:
+            call.to = FLOAT if call.dtype == DOUBLE else DOUBLE
+        case "eps" if first == "input" and call.operator != "_scale_rows":
             eps = -1.0 if call.index % 2 else math.nan
         case "scalar":
             t = {name: tensor.flatten()[:1].sum() for name, tensor in t.items()}
         case "empty rows":
-            t = {name: tensor if name == "rstd" else tensor[..., :0] for name, tensor in t.items()}
+            t = {name: tensor if name in NUMBERS else tensor[..., :0] for name, tensor in t.items()}
         case "stride" if call.operator == IN_PLACE and call.shape[-1] > 1:
             t[last] = t[last][..., :1].expand(call.shape)
         case "requires grad" if call.operator == IN_PLACE:

@@ -8,16 +8,17 @@ import truth
 from fuzz_calls import Call
 from fuzz_memory import Memory
 from fuzz_results import check_equal, forward_truth, out_of_range, require, within
-from samples import FLOAT
 from tolerances import (
     gated_backward_bounds,
     gated_bounds,
     gradient_bound,
     output_tangent_bound,
+    rstd_bound,
     rstd_tangent_bound,
     second_bound,
     second_size,
     ulp,
+    unit_roundoff,
 )
 from torch import Tensor
 
@@ -40,6 +41,8 @@ def check_gradients(call: Call, memory: Memory) -> dict[str, float]:
     y, _, rstd = forward_truth(call, memory.before)
     if out_of_range(call, rstd):
         return {}
+    if call.operator == "rstd":
+        return _check_gradients_of_rstd(call, memory, grads)
     g, gh, gr = (memory.before.get(f"grad {name}") for name in ("output", "sum", "rstd"))
     worst = {}
     for name, grad in zip(call.wanted, grads, strict=True):
@@ -50,7 +53,7 @@ def check_gradients(call: Call, memory: Memory) -> dict[str, float]:
             continue
         g_or_zero = torch.zeros_like(y) if g is None else g
         want = truth.backward(g_or_zero, y, rstd, gh)
-        bound = gradient_bound(want, grad.dtype, g_or_zero, call.dtype, y, rstd, gh)
+        bound = gradient_bound(want, grad.dtype, g_or_zero, call.converted, y, rstd, gh)
         if gr is not None:
             want, bound = _with_gradient_of_rstd(call, grad.dtype, gr, want, bound, y, rstd)
         worst[name] = within(f"gradient of {name}", grad, want, bound)
@@ -76,13 +79,37 @@ def _check_gated_gradients(call: Call, memory: Memory, grads) -> dict[str, float
 def _with_gradient_of_rstd(call, dtype, gr, want, bound, y, rstd):
     """-v r^2 y / dim more: y is kept rounded, and the two parts are added where each has been rounded."""
     more = -(gr.double() * rstd * rstd).unsqueeze(-1) * y / call.shape[-1]
-    u = torch.finfo(call.dtype).eps + 4 * torch.finfo(accumulation_dtype(call.dtype)).eps + torch.finfo(dtype).eps / 2
+    u = (
+        torch.finfo(call.converted).eps
+        + 4 * torch.finfo(accumulation_dtype(call.dtype)).eps
+        + torch.finfo(dtype).eps / 2
+    )
     u *= 2 if call.dtype == torch.float64 else 1  # whose truth is no wider
     size = torch.linalg.vector_norm(more, dim=-1)
     rounded = torch.finfo(dtype).eps / 2 * torch.linalg.vector_norm(want, dim=-1)
-    lost = torch.finfo(call.dtype).smallest_normal * torch.finfo(call.dtype).eps / 2  # at most, of a subnormal y
+    lost = (
+        torch.finfo(call.converted).smallest_normal * torch.finfo(call.converted).eps / 2
+    )  # at most, of a subnormal y
     lost = lost * (gr.double() * rstd * rstd).abs() / call.shape[-1] ** 0.5
     return want + more, bound + u * size + rounded + lost + torch.finfo(dtype).tiny
+
+
+def _check_gradients_of_rstd(call: Call, memory: Memory, grads) -> dict[str, float]:
+    """-v r^2 (h r) / dim: of six roundings, and of rstd's own error in each of three factors."""
+    _, h, rstd = forward_truth(call, memory.before)
+    accumulation, columns = accumulation_dtype(call.dtype), call.shape[-1]
+    y, v = h * rstd.unsqueeze(-1), memory.before["grad rstd"].double()
+    want = -(v * rstd * rstd / columns).unsqueeze(-1) * y
+    lost = (rstd_bound(rstd, accumulation, columns) / rstd).unsqueeze(-1)
+    u = unit_roundoff(accumulation) * (2 if call.dtype == torch.float64 else 1)  # whose truth is no wider
+    error = want.abs() * (3 * lost + 6 * u) + torch.finfo(accumulation).tiny * (1 + y.abs())
+    worst = {}
+    for name, grad in zip(call.wanted, grads, strict=True):
+        operand = memory.operands[name]
+        require(grad.dtype == operand.dtype and grad.shape == call.shape, name, "has a gradient", grad.dtype)
+        bound = error + 0.5 * ulp(want.abs() + error, grad.dtype)
+        worst[name] = within(f"gradient of {name}", grad, want, bound)
+    return worst
 
 
 def check_tangents(call: Call, memory: Memory) -> dict[str, float]:
@@ -102,8 +129,9 @@ def check_tangents(call: Call, memory: Memory) -> dict[str, float]:
         return {}
     parts = [memory.before[f"tangent {name}"] for name in call.wanted]
     t = sum(part.double() for part in parts)
-    added = parts[0].dtype if len(parts) == 2 and parts[0].dtype == parts[1].dtype else None
-    added = FLOAT if len(parts) == 2 and added is None else added
+    added = parts[0].dtype if len(parts) == 2 else None
+    if added and (parts[1].dtype != added or call.converted == accumulation_dtype(call.dtype)):
+        added = accumulation_dtype(call.dtype)
     worst = {}
     for name, (primal, tangent) in zip(call.results, unpacked, strict=True):
         require(tangent is not None, name, "has no tangent")
@@ -114,10 +142,10 @@ def check_tangents(call: Call, memory: Memory) -> dict[str, float]:
             require(owned not in theirs, name, "has a tangent in an argument's memory")
         if name == "output":
             want = truth.backward(t, y, rstd)
-            bound = output_tangent_bound(want, t, call.dtype, y, rstd, added=added)
+            bound = output_tangent_bound(want, t, call.converted, y, rstd, added=added)
         elif name == "rstd":
             want = -rstd * rstd * (y * t).mean(-1)
-            bound = rstd_tangent_bound(t, call.dtype, y, rstd, added=added)
+            bound = rstd_tangent_bound(t, call.converted, y, rstd, added=added)
         else:
             want, bound = t, 0.5 * ulp(t, tangent.dtype) + 0.5 * ulp(t, added or tangent.dtype)
         worst[name] = within(f"tangent of {name}", tangent, want, bound)

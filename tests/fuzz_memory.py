@@ -4,6 +4,7 @@ import math
 
 import torch
 from fuzz_calls import Call, Operand
+from fuzz_operators import NUMBERS
 from samples import BFLOAT, DOUBLE, FLOAT, HALF
 from torch import Tensor
 
@@ -66,7 +67,7 @@ class Memory:
         size = max(operand.dtype.itemsize for operand in call.operands.values())
         count = (-(-nbytes // size) + 2) * size // narrowest.dtype.itemsize
         buffer = _fill(narrowest, pool, count)
-        if "rstd" in call.operands:
+        if any(name in NUMBERS for name in call.operands):
             buffer = buffer.abs_()
         before = buffer.clone()
         for name, operand in call.operands.items():

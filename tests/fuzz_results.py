@@ -6,8 +6,9 @@ from itertools import combinations
 
 import torch
 import truth
-from fuzz_calls import IN_PLACE, Call
+from fuzz_calls import Call
 from fuzz_memory import INTEGERS, copy_lying_alike, nests
+from fuzz_operators import IN_PLACE, NUMBERS
 from tolerances import backward_bound, gated_backward_bounds, gated_bounds, output_bound, rstd_bound
 from torch import Tensor
 
@@ -80,6 +81,11 @@ def check_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> di
         return _check_gated_values(call, got, t)
     if call.quantization:
         return _check_quantized_values(call, got, t)
+    if call.operator == "_scale_rows":
+        check_equal("output", got["output"], _scaled(call, **t))
+        return {"output": 0.0}
+    if call.operator == "_srms_norm_backward_of_input":
+        return _check_backward_of_input(call, got["grad_input"], **t)
     if "input" not in t:
         t = {name: tensor if name == "rstd" else tensor.double() for name, tensor in t.items()}
         want = truth.backward(t["grad_output"], t["output"], t["rstd"], t.get("grad_sum"))
@@ -87,7 +93,9 @@ def check_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> di
     y, _, rstd = forward_truth(call, t)
     if out_of_range(call, rstd[rstd.square() < 1]):
         return {}
-    worst = {"output": within("output", got["output"], y, output_bound(y, call.dtype))}
+    worst = {}
+    if "output" in got:
+        worst["output"] = within("output", got["output"], y, output_bound(y, call.converted))
     if "rstd" in got:
         worst["rstd"] = within("rstd", got["rstd"], rstd, rstd_bound(rstd, got["rstd"].dtype, call.shape[-1]))
     if "sum" in got:
@@ -108,6 +116,26 @@ def _check_quantized_values(call: Call, got: dict[str, Tensor], t: dict[str, Ten
     if "sum" in got:
         check_equal("sum", got["sum"], truth.rounded_sum(t["input"], t["residual"]))
     return {"output": 0.0}
+
+
+def _scaled(
+    call: Call, input: Tensor, scale: Tensor, residual: Tensor | None = None, factor: Tensor | None = None
+) -> Tensor:
+    """Exact: three operations in the accumulation type, one rounding."""
+    h = input.to(scale.dtype) if residual is None else input.to(scale.dtype) + residual.to(scale.dtype)
+    scaled = h * scale.unsqueeze(-1)
+    return (scaled if factor is None else scaled * factor.unsqueeze(-1)).to(call.converted)
+
+
+def _check_backward_of_input(
+    call: Call, grad: Tensor, grad_output: Tensor, input: Tensor, rstd: Tensor
+) -> dict[str, float]:
+    if _may_overflow(call, grad_output, input, torch.ones(1), rstd):
+        return {}
+    kept = input.double() * rstd.double().unsqueeze(-1)
+    want = truth.backward(grad_output, kept, rstd)
+    bound = backward_bound(want, grad.dtype, grad_output, kept, rstd)
+    return {"grad_input": within("grad_input", grad, want, bound)}
 
 
 def _check_gated_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, float]:
@@ -163,14 +191,14 @@ def check_equal(name: str, got: Tensor, want: Tensor) -> None:
 def check_forms(call: Call, got: dict[str, Tensor], t: dict[str, Tensor], strides: bool = True) -> None:
     for name, tensor in got.items():
         require(tensor.dtype == call.result_dtype(name), name, "has dtype", tensor.dtype)
-        shape = call.shape[:-1] if name == "rstd" else call.shape
+        shape = call.shape[:-1] if name in NUMBERS else call.shape
         if name == "scale":
             shape = (*call.shape[:-1], call.shape[-1] // call.quantization.get("group_size", call.shape[-1]))
         require(tensor.shape == shape, name, "has shape", tuple(tensor.shape))
         if call.quantization and name != "sum":
             require(name == "scale" or not strides or tensor.is_contiguous(), name, "is not contiguous")
         elif strides and tensor.numel():
-            gradient_like = "output" if call.gating is None else "input"
+            gradient_like = "output" if "output" in t else "input"
             like = {"output": "input", "sum": "residual", "grad_gate": "gate"}.get(name, gradient_like)
             check_strides(name, tensor, None if name == "rstd" else t[like])
 
@@ -206,7 +234,7 @@ def check_row_alone(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) ->
     if t[next(iter(t))].is_cuda and any(
         stride * tensor.itemsize % 16
         for name, tensor in tensors
-        if name != "rstd"
+        if name not in NUMBERS
         for size, stride in zip(tensor.shape[:-1], tensor.stride(), strict=False)
         if size > 1
     ):

@@ -79,6 +79,17 @@ def sum_rounded_before_the_norm(call, t):
     return results
 
 
+def rounded_to_the_input_first(call, t):
+    results = RIGHT(call, t)
+    if call.operator in ("srms_norm", "_srms_norm") and call.to == torch.float32 and call.dtype != call.to:
+        results[0].copy_(RIGHT(dataclasses.replace(call, to=None), t)[0])
+    return results
+
+
+def factor_left_out(call, t):
+    return RIGHT(call, {name: tensor for name, tensor in t.items() if name != "factor"})
+
+
 def one_element_too_many(call, t):
     results = RIGHT(call, t)
     if call.operator == "add_srms_norm_" and call.mode == "plain" and results[1].numel():
@@ -126,6 +137,8 @@ FAULTS = {
     strides_of_zero_not_minded: "of the bound",
     eps_left_out: "of the bound",
     sum_rounded_before_the_norm: "of the bound",
+    rounded_to_the_input_first: "of the bound",
+    factor_left_out: "not equal to what it should be",
     one_element_too_many: "bytes beside the operands",
     never_written: "nan for",
     another_row_of_a_call: "alone has other bits",
