@@ -4,8 +4,8 @@ A norm needs its rows and nothing else. So on each dimension of the mesh all ope
 theirs that shards a leading dimension, else the first that shards the last one, else ``Replicate``; operands that have
 it are used as they are and results have it too. Anything else is redistributed, as a partial sum is reduced. Only rows
 in pieces, by a shard of the last dimension, need communication beside that (split_rows.py); what is one number a row is
-replicated there. Beside a gate and where they are quantised rows must be whole, and such a shard is gathered. Backward is
-linear in the gradients, so that partial ones stay partial beside a replicated output.
+replicated there. Beside a gate and where they are quantised rows must be whole, and such a shard is gathered. Backward
+is linear in the gradients, so that partial ones stay partial beside a replicated output.
 
 These are strategies of DTensor's own kind and not ``torch.distributed.tensor.experimental.register_sharding``, which
 gathers where a mesh has more processes than the tensor has rows, and redistributes the second operand of an operator in
@@ -14,20 +14,14 @@ place into a copy.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._ops import OpOverload
+from torch.distributed._functional_collectives import _are_we_tracing
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
-from torch.distributed.tensor._op_schema import (
-    OpInfo,
-    OpSchema,
-    OpSpec,
-    OpStrategy,
-    OutputSharding,
-    RuntimeSchemaInfo,
-)
+from torch.distributed.tensor._op_schema import OpSchema, OpSpec, OpStrategy, RuntimeSchemaInfo
 
 from .split_rows import COMPUTATIONS, Pieces, compute
 
@@ -55,7 +49,7 @@ def _rows(placements: Sequence[Placement], leading: int, shardable: int) -> Plac
     """The first shard of a leading dimension, else of another that may be sharded. Shard and its strided kin have a
     ``dim``, other placements have not."""
     shards = [p for p in placements if getattr(p, "dim", shardable) < shardable]
-    return min(shards, key=lambda p: p.dim >= leading, default=Replicate())
+    return min(shards, key=lambda p: p.dim >= leading, default=Replicate())  # type: ignore[attr-defined]
 
 
 def _is_sum(placement: Placement) -> bool:
@@ -91,28 +85,45 @@ def _strategy(op_schema: OpSchema) -> OpStrategy:
     return OpStrategy([OpSpec(results[0] if len(results) == 1 else tuple(results) or None, needs)])
 
 
-def _in_pieces(op: OpOverload, call: OpInfo, whole: OutputSharding) -> Any:
-    """The results, where the operands' rows are in pieces: of another computation than that of whole rows, which they
-    would be gathered for. Else that."""
-    dispatcher, mesh = DTensor._op_dispatcher, call.compute_mesh
-    given = zip(op._schema.arguments, call.schema.args_schema, strict=False)
+class _Split(NamedTuple):
+    """How operands and results lie where the operands' rows are in pieces."""
+
+    needs: list[DTensorSpec]
+    results: list[DTensorSpec]
+    mesh_dims: list[int]
+    columns: int
+
+
+_splits: dict[OpSchema, _Split] = {}
+
+
+def _split(op: OpOverload, schema: OpSchema, whole: Any) -> _Split | None:
+    """None where rows are whole. whole: the sharding that DTensor found, for operands that are gathered."""
+    given = zip(op._schema.arguments, schema.args_schema, strict=False)
     specs = {argument.name: value for argument, value in given if isinstance(value, DTensorSpec)}
     needs, results = _placed(op, specs, splits=True)
-    rank, columns = needs[0].ndim, needs[0].shape[-1]
-    mesh_dims = [i for i, placement in enumerate(needs[0].placements) if getattr(placement, "dim", None) == rank - 1]
-    if not mesh_dims:
-        return whole
+    last = needs[0].ndim - 1
+    mesh_dims = [i for i, placement in enumerate(needs[0].placements) if getattr(placement, "dim", None) == last]
     every = whole.output_spec if isinstance(whole.output_spec, tuple) else (whole.output_spec,)
     for result, same in zip(results, every, strict=True):
         result.tensor_meta = same.tensor_meta
+    return _Split(needs, results, mesh_dims, needs[0].shape[last]) if mesh_dims else None
+
+
+def _in_pieces(op: OpOverload, call: Any, split: _Split) -> Any:
+    """The results: of another computation than that of whole rows, which they would be gathered for."""
+    dispatcher, mesh = DTensor._op_dispatcher, call.compute_mesh
     if mesh.get_coordinate() is None:
-        found = tuple(torch.tensor([], dtype=result.tensor_meta.dtype, device=mesh.device_type) for result in results)
+        dtypes = (result.tensor_meta.dtype for result in split.results if result.tensor_meta)
+        found = tuple(torch.tensor([], dtype=dtype, device=mesh.device_type) for dtype in dtypes)
     else:
-        needed = iter(needs)
+        needed = iter(split.needs)
         args = tuple(next(needed) if isinstance(arg, DTensorSpec) else arg for arg in call.schema.args_schema)
-        dispatcher.redistribute_local_args(call, OpSchema(op, args, {}), False)
-        found = compute(op, Pieces(mesh, mesh_dims, columns), call.local_args, call.local_kwargs)
-    wrapped = dispatcher.wrap(found, tuple(results))
+        if args != call.schema.args_schema:
+            dispatcher.redistribute_local_args(call, OpSchema(op, args, {}), False)
+        pieces = Pieces(mesh, split.mesh_dims, split.columns)
+        found = compute(op, pieces, call.local_args, call.local_kwargs)
+    wrapped: Any = dispatcher.wrap(found, tuple(split.results))
     return wrapped[0] if len(wrapped) == 1 else wrapped
 
 
@@ -165,19 +176,27 @@ def _cache_key(op: OpOverload) -> RuntimeSchemaInfo:
 
 
 def _register() -> None:
-    dispatcher = DTensor._op_dispatcher
+    dispatcher: Any = DTensor._op_dispatcher
     for op in _operators():
         strategy = _quantized if "quantized" in op._schema.name else _strategy
         dispatcher.sharding_propagator.register_op_strategy(op, strategy, _cache_key(op))
     propagate = dispatcher._propagate_op_sharding_dispatch_slow_path
 
-    def propagate_or_compute(op: Any, args: Any, kwargs: Any, call: OpInfo, try_cache: bool) -> Any:
-        if op not in COMPUTATIONS and op != _in_place_with_results:
-            return propagate(op, args, kwargs, call, try_cache)
-        call.output_sharding = propagate(op, args, kwargs, call, True)
+    def propagate_or_compute(op: Any, args: Any, kwargs: Any, call: Any, try_cache: bool) -> Any:
         if op in COMPUTATIONS:
-            return _in_pieces(op, call, call.output_sharding)
+            cache = {} if _are_we_tracing() else _splits
+            split = cache.get(call.schema)
+            if split is None:
+                whole = propagate(op, args, kwargs, call, True)
+                split = _split(op, call.schema, whole)
+                if split is None:
+                    return whole
+                cache[call.schema] = split
+            return _in_pieces(op, call, split)
+        if op != _in_place_with_results:
+            return propagate(op, args, kwargs, call, try_cache)
         # DTensor would return the first operand of whatever is named as in place.
+        call.output_sharding = propagate(op, args, kwargs, call, True)
         results = dispatcher._dispatch_get_local_results_slow_path(op, args, call)
         return dispatcher.wrap(results, call.output_sharding.output_spec)
 

@@ -33,8 +33,8 @@ class Pieces:
     columns: int
 
     def mean(self, of_a_piece: Tensor, columns: int) -> Tensor:
-        """Over whole rows, of what is a mean over so many columns here."""
-        mean = of_a_piece * (columns / self.columns)
+        """Over whole rows, of what is a mean over so many columns here; it is overwritten."""
+        mean = of_a_piece.mul_(columns / self.columns)
         for mesh_dim in self.mesh_dims:
             mean = all_reduce(mean, "sum", (self.mesh, mesh_dim))
             mean = mean.trigger_wait() if isinstance(mean, AsyncCollectiveTensor) else mean
@@ -42,8 +42,8 @@ class Pieces:
 
     def rstd(self, of_a_piece: Tensor, columns: int, eps: float | None) -> Tensor:
         """From that of a piece without eps, which is the root of its mean of squares, inverted."""
-        mean = self.mean(of_a_piece.reciprocal().square(), columns)
-        return torch.rsqrt(mean + (default_eps(mean.dtype) if eps is None else eps))
+        mean = self.mean(of_a_piece.reciprocal_().square_(), columns)
+        return mean.add_(default_eps(mean.dtype) if eps is None else eps).rsqrt_()
 
 
 # ---- by operator: (the operator, the pieces, its arguments) -> its results
@@ -77,7 +77,7 @@ def _backward(
     """With m of the row and n of the piece, r (g - y m) + gh is r (g - y n) + (r y (n - m) + gh): the operator's own,
     of the piece, beside another gradient of the sum. In that type, since the two may cancel."""
     n = _mean_of_products(output, grad_output, rstd)
-    m = pieces.mean(n, output.shape[-1])
+    m = pieces.mean(n.clone(), output.shape[-1])
     more = _ops._scale_rows(output, None, rstd, n - m, dtype=_name(rstd.dtype))
     return op(grad_output, output, rstd, more if grad_sum is None else more + grad_sum, **options)
 
