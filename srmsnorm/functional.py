@@ -33,11 +33,14 @@ _add_srms_norm_quantized = torch.ops.srmsnorm.add_srms_norm_quantized.default
 _add_srms_norm_quantized_ = torch.ops.srmsnorm.add_srms_norm_quantized_.default
 
 
+_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+
+
 def _name(dtype: torch.dtype) -> str:
     """What schemas hold: the number of a dtype in an exported graph is not the one that a package takes it for."""
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"srmsnorm: dtype must be a torch.dtype or None, got {dtype!r}")
-    return str(dtype).removeprefix("torch.")
+    return _NAMES[dtype]
 
 
 def srms_norm(
@@ -263,7 +266,7 @@ def srms_norm_quantized(
         q, used = _C.srms_norm_quantized(
             input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
         )
-    return q, scale if isinstance(scale, Tensor) else used
+    return q, used if scale is None or not isinstance(scale, Tensor) else scale
 
 
 def add_srms_norm_quantized(
@@ -294,7 +297,7 @@ def add_srms_norm_quantized(
         q, used, sum = _C.add_srms_norm_quantized(
             input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
         )
-    return q, scale if isinstance(scale, Tensor) else used, sum
+    return q, used if scale is None or not isinstance(scale, Tensor) else scale, sum
 
 
 def add_srms_norm_quantized_(
@@ -331,7 +334,7 @@ def add_srms_norm_quantized_(
         q, used = _C.add_srms_norm_quantized_(
             input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
         )
-    return q, scale if isinstance(scale, Tensor) else used
+    return q, used if scale is None or not isinstance(scale, Tensor) else scale
 
 
 def _tensor(scale: Any) -> Tensor | None:
@@ -341,7 +344,7 @@ def _tensor(scale: Any) -> Tensor | None:
 def _positional(dtype: torch.dtype, scale: Any) -> tuple[Any, ...]:
     """The scale as a tensor, the dtype's name, the scale as a number and as a name, as the operators take them."""
     name = _name(dtype) if isinstance(dtype, torch.dtype) else dtype
-    if scale is None:
+    if scale is None:  # asked first: whether something is a Tensor is a slow question
         return None, name, None, None
     if isinstance(scale, Tensor):
         return scale, name, None, None
