@@ -1,5 +1,6 @@
 """What the benchmark refuses to time, and what an operation reads and writes beside its roof."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -9,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.protocol import check, operations
 from benchmarks.protocol.cell import Cell
+from benchmarks.protocol.gates import GATES
 from benchmarks.protocol.neighbours import NEIGHBOURS
+from benchmarks.protocol.outputs import OUTPUTS
 from benchmarks.providers import REGISTRY
 from benchmarks.providers.pytorch import Eager
 
@@ -75,14 +78,14 @@ def test_a_wrong_operation_is_refused(plain_memory):
             cell.operation.check(Wrong(), operands, cell.operation.call(Wrong(), operands)())
 
 
-@pytest.mark.parametrize("dtype", operations.DTYPES)
-@pytest.mark.parametrize("op", NEIGHBOURS)
+@pytest.mark.parametrize(("op", "dtype"), [(name, dtype) for name, op in NEIGHBOURS.items() for dtype in op.dtypes])
 def test_every_provider_computes_the_neighbours(dtype, op, plain_memory):
-    cell = Cell("cpu", dtype, op, 3, 129)
+    """Those that have the like."""
+    cell = Cell("cpu", dtype, op, 3, 129 if NEIGHBOURS[op].divides == 1 else 2 * NEIGHBOURS[op].divides)
     for name in ("ours", "to", "rms"):
         provider = REGISTRY[name]()
         operands = cell.operands()
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.nullcontext() if name != "rms" else contextlib.suppress(NotImplementedError):
             cell.operation.check(provider, operands, cell.operation.call(provider, operands)())
 
 
@@ -122,11 +125,60 @@ def wrong_gates(op):
     return [(Order, check.WrongResult), (Rounded, check.WrongResult), (Dtype, TypeError)]
 
 
-@pytest.mark.parametrize("op", NEIGHBOURS)
-def test_a_wrong_neighbour_is_refused(op, plain_memory):
+@pytest.mark.parametrize("op", GATES)
+def test_a_wrong_gate_is_refused(op, plain_memory):
     cell = Cell("cpu", "mixed", op, 3, 64)
     operands = cell.operands()
     for wrong, error in wrong_gates(op):
+        with torch.no_grad(), pytest.raises(error):
+            cell.operation.check(wrong(), operands, cell.operation.call(wrong(), operands)())
+
+
+class WrongOutputs(Eager):
+    """y and its gradient by way of 16 bits, rstd without eps, and bytes of half the scale."""
+
+    def wide_norm(self, x):
+        return super().norm(x).float()
+
+    def wide_backward(self, grad_output, saved):
+        return super().wide_backward(grad_output.mul(1.01), saved)
+
+    def rstd(self, x):
+        return x.float().square().mean(-1).rsqrt()
+
+    def quantized(self, x, group_size):
+        q, scale = super().quantized(x, group_size)
+        return q, scale / 2
+
+    def add_quantized(self, x, residual):
+        q, scale, sum = super().add_quantized(x, residual)
+        return (q.float() * 2).to(q.dtype), scale / 2, sum
+
+
+class OtherTypes(Eager):
+    def wide_norm(self, x):
+        return super().norm(x)
+
+    def wide_backward(self, grad_output, saved):
+        return super().wide_backward(grad_output, saved).float()
+
+    def rstd(self, x):
+        return super().rstd(x).to(x.dtype)
+
+    def quantized(self, x, group_size):
+        q, scale = super().quantized(x, group_size)
+        return q.float(), scale
+
+    def add_quantized(self, x, residual):
+        return super().add_quantized(x, residual)[0].float(), residual, residual
+
+
+@pytest.mark.parametrize("op", OUTPUTS)
+def test_a_wrong_output_is_refused(op, plain_memory):
+    cell = Cell("cpu", "bf16", op, 3, 256)
+    operands = cell.operands()
+    operands["x"] = operands["x"] * 1e-3  # of which eps is a part
+    for wrong, error in ((WrongOutputs, check.WrongResult), (OtherTypes, TypeError)):
         with torch.no_grad(), pytest.raises(error):
             cell.operation.check(wrong(), operands, cell.operation.call(wrong(), operands)())
 
@@ -153,9 +205,18 @@ def test_a_roof_moves_the_bytes_of_its_operation(dtype, name):
     assert traffic(op, cell) == cell.moved
 
 
+@pytest.mark.parametrize(
+    ("name", "bytes"),
+    [("float32 y", 6), ("float32 y backward", 8), ("rstd", 2), ("fp8", 3), ("fp8 groups", 3), ("fp8+sum", 7)],
+)
+def test_a_copy_moves_the_bytes_of_an_output(name, bytes):
+    cell = Cell("cpu", "bf16", name, 2, 128)
+    assert traffic(cell.operation, cell) == cell.moved == 256 * bytes
+
+
 @pytest.mark.parametrize("dtype", operations.DTYPES)
-@pytest.mark.parametrize("name", NEIGHBOURS)
-def test_a_copy_moves_the_bytes_of_a_neighbour(dtype, name):
+@pytest.mark.parametrize("name", GATES)
+def test_a_copy_moves_the_bytes_of_a_gate(dtype, name):
     """x, gate and z; or those, the gradient of z and the two gradients."""
     cell, tensors = Cell("cpu", dtype, name, 2, 8), 5 if name.endswith("backward") else 3
     gates = 2 if name.endswith("backward") else 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .neighbours import NEIGHBOURS
+from .neighbours import neighbour
 from .operations import Op, Tensors, operation, tensor_dtype
 from .timing import EventReplay, GraphReplay, WallReplay, l2_bytes
 
@@ -30,7 +30,7 @@ class Cell:
 
     @property
     def operation(self) -> Op:
-        op = NEIGHBOURS.get(self.op) or operation(self.op, self.dtype)
+        op = neighbour(self.op, self.dtype) or operation(self.op, self.dtype)
         assert op is not None
         return op
 

@@ -29,7 +29,7 @@ def _chunks(*tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
     """The tensors in float64, some rows at a time."""
     flat = [None if t is None else t.detach().reshape(-1, t.shape[-1]) for t in tensors]
     first = next(t for t in flat if t is not None)
-    step = max(1, CHUNK // first.shape[-1])
+    step = max(1, CHUNK // max(t.shape[-1] for t in flat if t is not None))
     for start in range(0, first.shape[0], step):
         yield [None if t is None else t[start : start + step].double() for t in flat]
 
@@ -129,6 +129,38 @@ def gradient_errors(
             yield torch.stack(rows)
 
     return torch.stack(list(ratios())).amax(0).tolist()
+
+
+def row_error(definition: Callable[[Tensor], Tensor], got: Tensor, x: Tensor) -> float:
+    """The worst of one number a row, in units of its bound: one rounding, and what accumulation adds."""
+    bound = torch.finfo(got.dtype).eps / 2 + _slack(x.shape[-1])
+
+    def ratios() -> Iterator[Tensor]:
+        for result, wide in _chunks(got.unsqueeze(-1), x):
+            assert result is not None and wide is not None
+            truth = definition(wide)
+            yield (result - truth).abs() / (bound * truth.abs())
+
+    return _worst(ratios())
+
+
+def quantized_error(q: Tensor, scale: Tensor, x: Tensor, residual: Tensor | None, roundings: int) -> float:
+    r"""The worst of q scale beside y and of each scale beside the largest \|y\| that it is made of, in units of their
+    bounds: q has 3 bits behind the leading one, and y was rounded to x's dtype."""
+    u, dim = torch.finfo(x.dtype).eps / 2, x.shape[-1]
+    of_y = (1 + u) ** roundings * (1 + _slack(dim)) * (1 + 2.0**-23) - 1
+    most = torch.finfo(q.dtype).max
+
+    def ratios() -> Iterator[Tensor]:
+        for bits, s, a, b in _chunks(q, scale, x, residual):
+            assert bits is not None and s is not None and a is not None
+            y = _truth(a, b)[0].unflatten(-1, (s.shape[-1], -1))
+            largest = y.abs().amax(-1)
+            yield ((s * most - largest).abs() / (of_y * largest))[..., None]
+            off = (bits.view_as(y) * s.unsqueeze(-1) - y).abs()
+            yield off / (((1 + of_y) * (1 + 2.0**-4) - 1) * y.abs() + s.unsqueeze(-1) * 2.0**-10)
+
+    return _worst(ratios())
 
 
 def require(what: str, error: float) -> None:

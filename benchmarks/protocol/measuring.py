@@ -13,7 +13,7 @@ from benchmarks.record.recorder import Recorder
 from . import precompile
 from .cell import Cell
 from .check import attempt
-from .neighbours import NEIGHBOURS
+from .neighbours import neighbour
 from .operations import DTYPES, OPS, Op, Tensors, operation, roof
 from .timing import Call, host_sample, of_medians, record_rounds
 
@@ -29,7 +29,7 @@ def cells(plan: Plan, shapes: list[tuple[int, int]], ops: list[str], dtypes: lis
         for dtype in dtypes or plan.dtypes or ["bf16"]
         for rows, dim in shapes
         for op in ops
-        if op in NEIGHBOURS or operation(op, dtype) is not None
+        if (known := neighbour(op, dtype) or operation(op, dtype)) is not None and dim % known.divides == 0
     ]
 
 

@@ -1,84 +1,18 @@
-"""The operations beside the norm: what each reads and writes, what is called, and when its result is right. Their roof
-is copy_ of as many bytes.
+"""The operations beside the norm, by the names that stand in --ops, where commas part them. Their roof is copy_ of as
+many bytes.
 
-One more is its definition, a call, a check and a row of NEIGHBOURS; what it calls is a method of the providers that
-have the like. A definition takes `frozen`: the same with the reciprocal root a constant for gradients, which tells how
-large the terms are that a gradient is the difference of.
+One more is its definition, a call, a check and a row of GATES or OUTPUTS; what it calls is a method of the providers
+that have the like.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from .gates import GATES
+from .operations import Op
+from .outputs import OUTPUTS
 
-import torch
-from torch import Tensor
-
-from benchmarks.providers import EPS, Gating, Provider
-
-from .check import element_error, gradient_errors, require
-from .operations import Op, Tensors
-from .timing import Call
-
-ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
-    None: lambda gate: gate,
-    "silu": torch.nn.functional.silu,
-    "sigmoid": torch.sigmoid,
-}
+NEIGHBOURS: dict[str, Op] = GATES | OUTPUTS
 
 
-def _norm(h: Tensor, frozen: bool) -> Tensor:
-    r = torch.rsqrt(h.square().mean(-1, keepdim=True) + EPS)
-    return h * (r.detach() if frozen else r)
-
-
-def _definition(how: Gating, x: Tensor, gate: Tensor, frozen: bool = False) -> Tensor:
-    a = ACTIVATIONS[how.activation](gate)
-    return _norm(x, frozen) * a if how.norm_first else _norm(x * a, frozen)
-
-
-def _gated(how: Gating, provider: Provider, t: Tensors) -> Call:
-    return lambda: provider.gated(t["x"], t["gate"], how)
-
-
-def _check_gated(how: Gating, provider: Provider, t: Tensors, z: Tensor) -> None:
-    _require_dtypes(t, z=(z, "x"))
-    require("z", element_error(partial(_definition, how), z, (t["x"], t["gate"]), provider.gated_roundings))
-
-
-def _gated_backward(how: Gating, provider: Provider, t: Tensors) -> Call:
-    saved = provider.gated_saved(t["x"], t["gate"], how)
-    return lambda: provider.gated_backward(t["grad_output"], saved, how)
-
-
-def _check_gated_backward(how: Gating, provider: Provider, t: Tensors, grads: tuple[Tensor, Tensor]) -> None:
-    _require_dtypes(t, grad_input=(grads[0], "x"), grad_gate=(grads[1], "gate"))
-    definition, operands = partial(_definition, how), (t["x"], t["gate"])
-    errors = gradient_errors(definition, grads, t["grad_output"], operands, provider.gated_roundings)
-    for name, error in zip(("grad_input", "grad_gate"), errors, strict=True):
-        require(name, error)
-
-
-def _require_dtypes(t: Tensors, **results: tuple[Tensor, str]) -> None:
-    """Each result has the dtype of the operand beside it."""
-    for name, (result, like) in results.items():
-        if result.dtype != t[like].dtype:
-            raise TypeError(f"{name} is {result.dtype}")
-
-
-def _both_ways(name: str, how: Gating) -> dict[str, Op]:
-    check: Callable[..., Any] = partial(_check_gated, how)
-    check_backward: Callable[..., Any] = partial(_check_gated_backward, how)
-    reads, writes = ("grad_output", "x", "gate"), ("grad_input", "grad_gate")
-    return {
-        name: Op(("x", "gate"), ("y",), partial(_gated, how), check, copied=True),
-        f"{name} backward": Op(reads, writes, partial(_gated_backward, how), check_backward, copied=True),
-    }
-
-
-# Names stand in --ops, where commas part them.
-NEIGHBOURS: dict[str, Op] = {
-    **_both_ways("gated", Gating()),
-    **_both_ways("gated silu", Gating("silu")),
-    **_both_ways("gated sigmoid", Gating("sigmoid")),
-    **_both_ways("silu gate first", Gating("silu", norm_first=False)),
-}
+def neighbour(name: str, dtype: str) -> Op | None:
+    """None where there is no such thing."""
+    op = NEIGHBOURS.get(name)
+    return op if op is not None and dtype in op.dtypes else None

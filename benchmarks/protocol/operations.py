@@ -2,7 +2,7 @@
 the same bytes."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -23,19 +23,22 @@ DTYPES = {
     "mixed": torch.bfloat16,  # beside a float32 residual
 }
 RESIDUAL_DTYPES = {**DTYPES, "mixed": torch.float32}
+FIXED = {"wide": torch.float32, "grad_wide": torch.float32, "q": torch.float8_e4m3fn}  # whatever the input's
 OF_RESIDUAL = ("residual", "sum", "grad_sum", "grad_residual", "gate", "grad_gate")
 
 
 @dataclasses.dataclass(frozen=True)
 class Op:
     """`call` makes a call out of operands; `check` raises where that call's result is wrong. `copied`: the roof is
-    copy_ of as many bytes, as it is for mixed dtypes."""
+    copy_ of as many bytes, as it is for mixed dtypes. `divides`: the dims that there are of it."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     call: Callable[[Provider, Tensors], Call]
     check: Callable[[Provider, Tensors, Any], None]
     copied: bool = False
+    dtypes: Collection[str] = tuple(DTYPES)
+    divides: int = 1
 
     def operands(self) -> tuple[str, ...]:
         """What is made before the call; backward's y comes out of a forward."""
@@ -49,7 +52,7 @@ class Op:
 
 
 def tensor_dtype(name: str, dtype: str) -> torch.dtype:
-    return (RESIDUAL_DTYPES if name in OF_RESIDUAL else DTYPES)[dtype]
+    return FIXED.get(name) or (RESIDUAL_DTYPES if name in OF_RESIDUAL else DTYPES)[dtype]
 
 
 def _forward(provider: Provider, t: Tensors) -> Call:

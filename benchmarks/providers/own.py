@@ -44,6 +44,24 @@ class Ours(Provider):
         options = {"activation": how.activation, "norm_before_gate": how.norm_first}
         return self.ops._gated_srms_norm_backward(grad_output, *saved, **options)
 
+    def wide_norm(self, x: Tensor) -> Tensor:
+        return self.library.srms_norm(x, eps=EPS, dtype=torch.float32)
+
+    def wide_saved(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x, self.library.rstd(x, eps=EPS)
+
+    def wide_backward(self, grad_output: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+        return self.ops._srms_norm_backward_of_input(grad_output, *saved)
+
+    def rstd(self, x: Tensor) -> Tensor:
+        return self.library.rstd(x, eps=EPS)
+
+    def quantized(self, x: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
+        return self.library.srms_norm_quantized(x, group_size=group_size, eps=EPS)
+
+    def add_quantized(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.library.add_srms_norm_quantized(x, residual, eps=EPS)
+
 
 @provider("tr", computes="a Triton kernel pair of this benchmark", keeps="rstd, 4 bytes a row")
 class Triton(Provider):

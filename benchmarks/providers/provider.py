@@ -72,6 +72,30 @@ class Provider:
         """The gradients of x and of the gate; under no_grad."""
         raise NotImplementedError
 
+    def wide_norm(self, x: Tensor) -> Tensor:
+        """y in float32, of an x of 16 bits."""
+        raise NotImplementedError
+
+    def wide_saved(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What backward of that takes beside the gradient; under no_grad."""
+        raise NotImplementedError
+
+    def wide_backward(self, grad_output: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+        """The gradient of x; under no_grad."""
+        raise NotImplementedError
+
+    def rstd(self, x: Tensor) -> Tensor:
+        """One number a row, in the accumulation type."""
+        raise NotImplementedError
+
+    def quantized(self, x: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
+        """(q, scale): y rounded to x's dtype, then to float8_e4m3fn by a scale of its row or group."""
+        raise NotImplementedError
+
+    def add_quantized(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(q, scale, sum), by row."""
+        raise NotImplementedError
+
 
 REGISTRY: dict[str, type[Provider]] = {}
 

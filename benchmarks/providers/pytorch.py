@@ -25,6 +25,11 @@ def _both_gradients(grad_output: Tensor, y: Tensor, rstd: Tensor, grad_sum: Tens
     return grad.to(grad_output.dtype), grad
 
 
+def _wide_gradient(grad_output: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
+    y = x.to(rstd.dtype) * rstd
+    return _backward_formula(grad_output, y, rstd, None).to(x.dtype)
+
+
 def _activated(gate: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
     """The activated gate, and its derivative."""
     if activation is None:
@@ -56,6 +61,10 @@ class Eager(Provider):
         self._backward_pair: Callable[..., Any] = _both_gradients
         self._gated: Callable[..., Any] = reference.gated_srms_norm
         self._gated_backward: Callable[..., Any] = _gated_gradients
+        self._wide_backward: Callable[..., Any] = _wide_gradient
+        self._rstd: Callable[..., Any] = reference.rstd
+        self._quantized: Callable[..., Any] = reference.srms_norm_quantized
+        self._add_quantized: Callable[..., Any] = reference.add_srms_norm_quantized
 
     def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self._norm(x, residual, eps=EPS)
@@ -88,6 +97,24 @@ class Eager(Provider):
     def gated_backward(self, grad_output: Tensor, saved: tuple[Tensor, ...], how: Gating) -> tuple[Tensor, Tensor]:
         return self._gated_backward(grad_output, *saved, how.activation, how.norm_first)
 
+    def wide_norm(self, x: Tensor) -> Tensor:
+        return self._norm(x, eps=EPS, dtype=torch.float32)
+
+    def wide_saved(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x, torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPS)
+
+    def wide_backward(self, grad_output: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+        return self._wide_backward(grad_output, *saved)
+
+    def rstd(self, x: Tensor) -> Tensor:
+        return self._rstd(x, eps=EPS)
+
+    def quantized(self, x: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
+        return self._quantized(x, group_size=group_size, eps=EPS)
+
+    def add_quantized(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._add_quantized(x, residual, eps=EPS)
+
 
 @provider("toc", computes="torch.compile of the definition, for each shape anew", keeps="what the partitioner chooses")
 class Compiled(Eager):
@@ -101,9 +128,8 @@ class Compiled(Eager):
 
         # Backward with retain_graph=True is refused where the compiler may overwrite what forward kept.
         torch._functorch.config.donated_buffer = False
-        for name in ("_norm", "_add_norm", "_backward", "_backward_pair", "_gated", "_gated_backward"):
-            compiled = torch.compile(getattr(self, name), dynamic=False, fullgraph=True, mode=self.mode)
-            setattr(self, name, compiled)
+        for name, function in list(vars(self).items()):
+            setattr(self, name, torch.compile(function, dynamic=False, fullgraph=True, mode=self.mode))
 
     def new_shape(self) -> None:
         torch.compiler.reset()
@@ -150,6 +176,9 @@ class RMSNorm(Provider):
     ) -> tuple[Tensor, Tensor]:
         grad = self.backward(grad_output.to(saved[0].dtype), saved, grad_sum)
         return grad.to(grad_output.dtype), grad
+
+    def wide_norm(self, x: Tensor) -> Tensor:
+        return self.norm(x.float())
 
     def gated(self, x: Tensor, gate: Tensor, how: Gating) -> Tensor:
         a = {None: lambda g: g, "silu": torch.nn.functional.silu, "sigmoid": torch.sigmoid}[how.activation](gate)

@@ -26,6 +26,9 @@ class Quack(Provider):
     def add_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         return self.library.rmsnorm(x, residual=residual, eps=EPS, prenorm=True)
 
+    def wide_norm(self, x: Tensor) -> Tensor:
+        return self.library.rmsnorm(x, out_dtype=torch.float32, eps=EPS)
+
     def saved(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, ...]:
         return x, self.library.rmsnorm_fwd(x, eps=EPS, store_rstd=True)[2]
 
