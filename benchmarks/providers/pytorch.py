@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from srmsnorm.reference import quantize
+
 from .provider import EPS, Gating, Provider, provider
 
 
@@ -179,6 +181,13 @@ class RMSNorm(Provider):
 
     def wide_norm(self, x: Tensor) -> Tensor:
         return self.norm(x.float())
+
+    def quantized(self, x: Tensor, group_size: int | None) -> tuple[Tensor, Tensor]:
+        return quantize(self.norm(x), group_size=group_size)
+
+    def add_quantized(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, sum = self.add_norm(x, residual)
+        return *quantize(y), sum
 
     def gated(self, x: Tensor, gate: Tensor, how: Gating) -> Tensor:
         a = {None: lambda g: g, "silu": torch.nn.functional.silu, "sigmoid": torch.sigmoid}[how.activation](gate)
