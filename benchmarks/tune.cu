@@ -1,31 +1,9 @@
 // Times launches that the plan could choose: every (threads, rows, vectors, cluster, kept in the L2) that holds a row,
 // with as many blocks on a multiprocessor as the launcher allows, as fit, and fewer. Compiled and run by tune.py, which
 // says which of them the plan chooses; ELEMENT and BESIDE name the dtypes.
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <functional>
-#include <string>
-#include <vector>
-
-#include "../csrc/cuda/backward.cuh"
-#include "../csrc/cuda/forward.cuh"
-#include "../csrc/cuda/gpu.cu"
-#include "../csrc/cuda/launcher.cuh"
+#include "tune.cuh"
 
 namespace {
-
-using namespace srmsnorm;
-using T = ELEMENT;  // of input and output
-using S = BESIDE;   // of residual, sum and the gradient of the sum
-
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
 
 struct Candidate {
   int threads, rows, vectors, cluster;
@@ -72,34 +50,17 @@ Kernel<Op, flat> candidate_of(const Candidate& c) {
   return nullptr;
 }
 
-// ---- time
-
 constexpr int kRepeats = 9;
 
 float median_us(const std::function<cudaError_t()>& call) {
-  static cudaEvent_t start, end;
-  if (!start) check(cudaEventCreate(&start), "event"), check(cudaEventCreate(&end), "event");
   std::vector<float> times;
   for (int i = -1; i < kRepeats; i++) {  // the first is a warm-up
-    check(cudaEventRecord(start), "record");
-    if (call() != cudaSuccess) return -1;
-    check(cudaEventRecord(end), "record");
-    check(cudaEventSynchronize(end), "a kernel");
-    float ms;
-    check(cudaEventElapsedTime(&ms, start, end), "elapsed time");
-    if (i >= 0) times.push_back(ms * 1e3f);
+    float us = time_us(call);
+    if (us < 0) return -1;
+    if (i >= 0) times.push_back(us);
   }
   std::nth_element(times.begin(), times.begin() + kRepeats / 2, times.end());
   return times[kRepeats / 2];
-}
-
-const Gpu& this_gpu() {
-  static const Gpu described = [] {
-    Gpu gpu;
-    check(cuda::describe(0, gpu), "the GPU");
-    return gpu;
-  }();
-  return described;
 }
 
 // -1 where the launch is not possible.
@@ -144,46 +105,10 @@ float time_of(const Call& call, Candidate& c, bool flat) {
   return flat ? time_of<Op, true>(call, c) : time_of<Op, false>(call, c);
 }
 
-// ---- operands: one large buffer each, rows next to each other
-
-struct Buffers {
-  char *read[3], *written[2];
-  float* rstd;
-};
-
-template <class X>
-Rows rows_of(char* data, int64_t dim) {
-  auto dtype = std::is_same_v<X, double>     ? DType::Double
-               : std::is_same_v<X, float>    ? DType::Float
-               : std::is_same_v<X, bfloat16> ? DType::BFloat16
-                                             : DType::Half;
-  return {data, dtype, {dim}};
-}
-
-float time_of(const std::string& op, const RowSpace& space, const Buffers& b, Candidate& c) {
+float time_of(const std::string& op, const RowSpace& space, const Buffers& buffers, Candidate& c) {
   bool flat = space.dim % (16 / sizeof(T)) == 0;
-  int64_t dim = space.dim;
-  if (op[0] == 'f') {
-    ForwardArgs args;
-    args.space = space;
-    args.eps = 1e-6;
-    args.input = rows_of<T>(b.read[0], dim);
-    args.output = rows_of<T>(b.written[0], dim);
-    if (op == "forward") return time_of<Forward<T, void>>(args, c, flat);
-    args.residual = rows_of<S>(b.read[1], dim);
-    if (op == "forward,sum") args.sum = rows_of<S>(b.written[1], dim);
-    return time_of<Forward<T, S>>(args, c, flat);
-  }
-  BackwardArgs args;
-  args.space = space;
-  args.grad_output = rows_of<T>(b.read[0], dim);
-  args.output = rows_of<T>(b.read[1], dim);
-  args.rstd = {b.rstd, DType::Float, {1}};
-  args.grad_input = rows_of<T>(b.written[0], dim);
-  if (sizeof(S) != sizeof(T)) args.grad_residual = rows_of<S>(b.written[1], dim);
-  if (op == "backward") return time_of<Backward<T, S, false>>(args, c, flat);
-  args.grad_sum = rows_of<S>(b.read[2], dim);
-  return time_of<Backward<T, S, true>>(args, c, flat);
+  auto timed = [&]<class Op>(const auto& args) { return time_of<Op>(args, c, flat); };
+  return op[0] == 'f' ? with_forward(op, space, buffers, timed) : with_backward(op, space, buffers, timed);
 }
 
 // ---- candidates
@@ -220,44 +145,17 @@ std::vector<Candidate> candidates(int64_t dim, int chunks, bool staged) {
   return all;
 }
 
-__global__ void fill(uint32_t* words, int64_t count, uint32_t seed) {
-  int64_t i = blockIdx.x * int64_t{256} + threadIdx.x;
-  if (i < count) {  // any bits, with exponents near that of 1 in all dtypes of 16 and 32 bits
-    uint32_t x = static_cast<uint32_t>(i) * 2654435761u ^ seed;
-    x ^= x >> 15;
-    words[i] = (x & 0x807f807fu) | 0x3f003f00u;
-  }
-}
-
-char* filled(int64_t bytes, uint32_t seed) {
-  void* data;
-  check(cudaMalloc(&data, bytes), "operands");
-  fill<<<(bytes / 4 + 255) / 256, 256>>>(static_cast<uint32_t*>(data), bytes / 4, seed);
-  return static_cast<char*>(data);
-}
-
-std::vector<std::string> split(const std::string& text, char by) {
-  std::vector<std::string> parts{""};
-  for (char c : text) c == by ? parts.push_back("") : parts.back().push_back(c);
-  return parts;
-}
-
 }  // namespace
 
 // tune ELEMENTS OP;OP;... DIM,DIM,...: a CSV on stdout.
 int main(int argc, char** argv) {
   if (argc != 4) return std::fputs("tune ELEMENTS OPS DIMS\n", stderr), 2;
   int64_t elements = std::atoll(argv[1]);
-  int64_t bytes = elements * std::max(sizeof(T), sizeof(S)) + 64;
-  Buffers buffers{{filled(bytes, 1), filled(bytes, 2), filled(bytes, 3)}, {filled(bytes, 4), filled(bytes, 5)}};
-  buffers.rstd = reinterpret_cast<float*>(filled(elements * 4, 6));
-  check(cudaDeviceSynchronize(), "fill");
+  auto buffers = filled_buffers(elements);
   std::puts("op,dim,threads_per_row,rows_per_block,vectors,cluster,kept,resident,launched,us");
   for (const auto& op : split(argv[2], ';'))
     for (const auto& text : split(argv[3], ',')) {
-      RowSpace space;
-      space.dim = std::stoll(text);
-      space.rows = space.sizes[0] = elements / space.dim;
+      auto space = space_of(elements, std::stoll(text));
       if (space.rows == 0) continue;
       for (auto& c : candidates(space.dim, chunks_of(op), op == "backward,sum")) {
         float us = time_of(op, space, buffers, c);

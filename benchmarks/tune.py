@@ -1,7 +1,10 @@
-"""`python benchmarks/tune.py`: the launches that the plan could choose, timed on this GPU, beside the one it chooses.
+"""`python benchmarks/tune.py`: what a maintainer with a new GPU runs, in two commands.
 
-For a maintainer with a new GPU: where "chosen / best" is above 1 by more than noise, csrc/cuda/plan.h has a threshold
-or csrc/cuda/hints.h a row to look at. Compiles tune.cu with the nvcc that the build would take.
+`tune.py` times the rows that the table of hints could have for this GPU and prints the one to paste into
+csrc/cuda/hints.h, with its gains, and where it differs from what is there (a few minutes, most of them the compiler's).
+`tune.py plan` times the launches that the plan could choose, beside the one it chooses: where "chosen / best" is above
+1 by more than noise, csrc/cuda/plan.h has a threshold to look at. Both compile what they time (hints.cu, tune.cu) with
+the nvcc that the build would take.
 """
 
 import io
@@ -17,7 +20,10 @@ import torch
 import typer
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent))
+sys.path.insert(0, str(HERE.parent))  # the package of this tree, whatever else is called benchmarks
+from benchmarks import hint_rows  # noqa: E402
+
+sys.path.append(sys.path.pop(0))
 
 ELEMENTS = {"bf16": ("bfloat16", "bfloat16"), "fp16": ("half", "half"), "fp32": ("float", "float"),
             "mixed": ("bfloat16", "float")}  # fmt: skip
@@ -25,9 +31,13 @@ DTYPES = {"bfloat16": torch.bfloat16, "half": torch.float16, "float": torch.floa
 OPS = ["forward", "forward,residual", "forward,sum", "backward", "backward,sum"]
 DIMS = "64,128,256,512,1024,2048,3001,4096,8192,12288,16384,28672,32768,65536,131072,262144"
 PLAN = ["threads_per_row", "rows_per_block", "vectors", "cluster"]
+HINTED_OPS = ["forward", "forward,residual", "forward,sum", "backward", hint_rows.WIDE]
+HINTED_DIMS = "64,96,1024,2048,4096,6144,8192,16384,65536"
+ELEMENTS_HELP = "Of each operand."
+PROGRAM_HELP = "The program as it is compiled already."
 
 
-def build(dtype: str, program: pathlib.Path) -> None:
+def build(source: str, dtype: str, program: pathlib.Path) -> None:
     """nvcc as setup.py finds it, for the GPU that is here."""
     setup = runpy.run_path(str(HERE.parent / "setup.py"), run_name="tune")
     home = setup["find_toolkit"]()
@@ -36,8 +46,18 @@ def build(dtype: str, program: pathlib.Path) -> None:
     major, minor = torch.cuda.get_device_capability()
     element, beside = ELEMENTS[dtype]
     command = [str(home / "bin/nvcc"), "-std=c++20", "-O3", f"-arch=sm_{major}{minor}", f"-DELEMENT={element}",
-               f"-DBESIDE={beside}", str(HERE / "tune.cu"), "-o", str(program)]  # fmt: skip
+               f"-DBESIDE={beside}", str(HERE / source), "-o", str(program)]  # fmt: skip
     subprocess.run(command, check=True)
+
+
+def output_of(source: str, dtype: str, program: pathlib.Path | None, *arguments: str) -> str:
+    if not torch.cuda.is_available():
+        raise typer.BadParameter("tuning needs a GPU")
+    with tempfile.TemporaryDirectory() as folder:
+        if program is None:
+            program = pathlib.Path(folder) / "program"
+            build(source, dtype, program)
+        return subprocess.run([program, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def chosen(op: str, dim: int, dtype: str) -> tuple[int, ...]:
@@ -45,11 +65,9 @@ def chosen(op: str, dim: int, dtype: str) -> tuple[int, ...]:
     import srmsnorm
 
     element, beside = (DTYPES[name] for name in ELEMENTS[dtype])
-    major = torch.cuda.get_device_capability()[0]
-    plan = srmsnorm.launch_plan(
-        dim, element, None if op == "forward" else beside, backward=op.startswith("backward"),
-        grad_sum=op == "backward,sum", max_cluster=1 if major < 9 else 16 if major <= 10 else 8,
-    )  # fmt: skip
+    operator = "_srms_norm_backward_input" if op.startswith("backward") else "srms_norm"
+    residual = None if op == "forward" else beside
+    plan = srmsnorm.launch_plan(operator, dim, element, residual, grad_sum=op == "backward,sum")
     return tuple(int(plan[key]) for key in PLAN)
 
 
@@ -72,26 +90,55 @@ def table(frame: pd.DataFrame, dtype: str, top: int) -> str:
     return pd.DataFrame(lines, columns=header).to_markdown(index=False)
 
 
-def main(
+def read_hints(text: str) -> tuple[hint_rows.Gpu, hint_rows.Row, pd.DataFrame]:
+    """What hints.cu prints: the GPU and its present row in one line, then a CSV."""
+    first, rest = text.split("\n", 1)
+    capability, bandwidth, keep, apart, streamed = first.split(",")
+    present = hint_rows.Row(keep, apart == "1", streamed == "1")
+    times = pd.read_csv(io.StringIO(rest)).astype({"apart": bool, "streamed": bool})
+    return hint_rows.Gpu(int(capability), int(bandwidth)), present, times
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def hints(
+    context: typer.Context,
+    ops: Annotated[str, typer.Option(help="Semicolon-separated.")] = ";".join(HINTED_OPS),
+    dims: Annotated[str, typer.Option(help="Comma-separated.")] = HINTED_DIMS,
+    elements: Annotated[int, typer.Option(help=ELEMENTS_HELP)] = 1 << 28,
+    rounds: Annotated[int, typer.Option(help="All rows take turns in each.")] = 15,
+    out: Annotated[pathlib.Path | None, typer.Option(help="What was measured.")] = None,
+    program: Annotated[pathlib.Path | None, typer.Option(help=PROGRAM_HELP)] = None,
+) -> None:
+    """The row of the table of hints for this GPU, in bfloat16."""
+    if context.invoked_subcommand:
+        return
+    text = output_of("hints.cu", "bf16", program, str(elements), ops, dims, str(rounds))
+    if out:
+        out.write_text(text)
+    gpu, present, times = read_hints(text)
+    print(f"{torch.cuda.get_device_name()}, bfloat16, {elements} elements\n")
+    print(hint_rows.report(times, gpu, present))
+
+
+@app.command()
+def plan(
     ops: Annotated[str, typer.Option(help="Semicolon-separated.")] = ";".join(OPS),
     dims: Annotated[str, typer.Option(help="Comma-separated.")] = DIMS,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(ELEMENTS)}.")] = "bf16",
-    elements: Annotated[int, typer.Option(help="Of each operand.")] = 1 << 28,
+    elements: Annotated[int, typer.Option(help=ELEMENTS_HELP)] = 1 << 28,
     top: Annotated[int, typer.Option(help="Launches to print for a row.")] = 3,
     out: Annotated[pathlib.Path | None, typer.Option(help="The CSV.")] = None,
-    program: Annotated[pathlib.Path | None, typer.Option(help="tune.cu as it is compiled already.")] = None,
+    program: Annotated[pathlib.Path | None, typer.Option(help=PROGRAM_HELP)] = None,
 ) -> None:
-    if not torch.cuda.is_available():
-        raise typer.BadParameter("tuning needs a GPU")
-    with tempfile.TemporaryDirectory() as folder:
-        if program is None:
-            program = pathlib.Path(folder) / "tune"
-            build(dtype, program)
-        done = subprocess.run([program, str(elements), ops, dims], check=True, stdout=subprocess.PIPE, text=True)
+    """The launches that the plan could choose, beside the one it chooses."""
+    text = output_of("tune.cu", dtype, program, str(elements), ops, dims)
     if out:
-        out.write_text(done.stdout)
-    print(table(pd.read_csv(io.StringIO(done.stdout)), dtype, top))
+        out.write_text(text)
+    print(table(pd.read_csv(io.StringIO(text)), dtype, top))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -1,26 +1,37 @@
 // The Python face, in the stable ABI: finds the operators through the dispatcher, holds no logic.
 #include "torch_python.h"
 // first: it chooses the ABI
-#include "cuda/plan.h"
 #include "face.h"
+#include "launch_plan.h"
 #include "ops.h"
 
 namespace srmsnorm {
 
+static void set(PyObject* dict, const char* key, PyObject* value) {
+  PyDict_SetItemString(dict, key, value);
+  Py_DecRef(value);
+}
+
 static PyObject* to_python(const LaunchPlan& plan) {
   PyObject* dict = PyDict_New();
-  auto set = [&](const char* key, PyObject* value) {
-    PyDict_SetItemString(dict, key, value);
-    Py_DecRef(value);
-  };
-  set("vector_elements", PyLong_FromLong(plan.vector_elements));
-  set("threads_per_row", PyLong_FromLong(plan.threads_per_row));
-  set("rows_per_block", PyLong_FromLong(plan.rows_per_block));
-  set("vectors", PyLong_FromLong(plan.vectors));
-  set("cluster", PyLong_FromLong(plan.cluster));
-  set("twice", PyBool_FromLong(plan.twice));
-  set("shifted", PyBool_FromLong(plan.shifted));
-  set("edges", PyBool_FromLong(plan.edges));
+  plan.each([&]<class T>(const char* key, T value) {
+    set(dict, key, std::is_same_v<T, bool> ? PyBool_FromLong(value) : PyLong_FromLong(value));
+  });
+  return dict;
+}
+
+// Integers and flags by name.
+struct NamedNumbers {
+  c10::impl::GenericDict values;
+};
+
+static PyObject* to_python(const NamedNumbers& numbers) {
+  PyObject* dict = PyDict_New();
+  for (const auto& entry : numbers.values) {
+    const auto& value = entry.value();
+    set(dict, entry.key().toStringRef().c_str(),
+        value.isBool() ? PyBool_FromLong(value.toBool()) : PyLong_FromLongLong(value.toInt()));
+  }
   return dict;
 }
 
@@ -30,14 +41,13 @@ int size_of(at::ScalarType dtype) { return static_cast<int>(c10::elementSize(dty
 
 LaunchPlan launch_plan(int64_t dim, at::ScalarType dtype, MaybeDtype residual_dtype, bool backward, bool grad_sum,
                        bool aligned, bool in_phase, int max_cluster) {
-  TORCH_CHECK(dim > 0, "srmsnorm: dim must be at least 1, got ", dim);
+  check_dim(dim);
   TORCH_CHECK(dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kFloat || dtype == at::kDouble,
               "srmsnorm: dtype must be float16, bfloat16, float32 or float64, got ", dtype);
   TORCH_CHECK(!residual_dtype || *residual_dtype == dtype || (size_of(dtype) == 2 && *residual_dtype == at::kFloat),
               "srmsnorm: residual_dtype must be dtype, or float32 beside a 16-bit one, got ", *residual_dtype,
               " beside ", dtype);
-  TORCH_CHECK(max_cluster >= 1 && max_cluster <= kMaxCluster, "srmsnorm: max_cluster must be from 1 to ", kMaxCluster,
-              ", got ", max_cluster);
+  check_cluster(max_cluster, "max_cluster");
   int size = size_of(dtype), beside = size_of(residual_dtype.value_or(dtype));
   ForwardOperands<int> forward_sizes{.input = size, .residual = residual_dtype ? beside : 0};
   BackwardOperands<int> backward_sizes{.grad_output = size, .output = size, .grad_sum = grad_sum ? beside : 0};
@@ -53,6 +63,21 @@ struct Plan {
   template <class... Args>
   static LaunchPlan run(const Args&... args) {
     return launch_plan(args...);
+  }
+};
+
+// The operator of that name, whatever mode is on: modes take calls without tensors too.
+struct PlanOfOperator {
+  static constexpr auto kName = "launch_plan";
+  using Signature = NamedNumbers(c10::string_view, int64_t, at::ScalarType, MaybeDtype, MaybeDtype, MaybeDtype, bool,
+                                 bool, bool, MaybeInt, MaybeInt, std::optional<std::vector<int64_t>>);
+  template <class... Args>
+  static NamedNumbers run(const c10::string_view& name, const Args&... args) {
+    c10::impl::ExcludeDispatchKeyGuard no_modes(
+        c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot}));
+    torch::jit::Stack stack{std::string(name), args...};
+    c10::Dispatcher::singleton().findSchemaOrThrow("srmsnorm::_launch_plan", "").callBoxed(&stack);
+    return {stack.at(0).toGenericDict()};
   }
 };
 
@@ -74,7 +99,9 @@ PyMethodDef method() {
 }
 
 #define SRMSNORM_METHOD(name, schema, ...) method<call_##name, __VA_ARGS__>(),
-PyMethodDef methods[] = {SRMSNORM_PUBLIC_OPERATORS(SRMSNORM_METHOD) method<Plan, decltype(launch_plan)>(), {}};
+PyMethodDef methods[] = {SRMSNORM_PUBLIC_OPERATORS(SRMSNORM_METHOD) method<Plan, decltype(launch_plan)>(),
+                         method<PlanOfOperator, PlanOfOperator::Signature>(),
+                         {}};
 
 PyModuleDef module{PyModuleDef_HEAD_INIT, "_C", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "torch_python.h"
 
@@ -97,6 +98,23 @@ struct FromPython<c10::string_view> {
     auto text = PyUnicode_AsUTF8AndSize(object, &size);  // lives as long as the object
     if (!text) throw PythonError();
     return {text, static_cast<size_t>(size)};
+  }
+};
+
+template <>
+struct FromPython<std::vector<int64_t>> {
+  static constexpr auto kName = "a tuple of ints of 64 bits";
+
+  static bool holds(PyObject* object) {
+    bool all = PyTuple_Check(object);
+    for (Py_ssize_t i = 0; all && i < PyTuple_Size(object); i++)
+      all = FromPython<int64_t>::holds(PyTuple_GetItem(object, i));
+    return all;
+  }
+  static std::vector<int64_t> of(PyObject* object) {
+    std::vector<int64_t> numbers(PyTuple_Size(object));
+    for (size_t i = 0; i < numbers.size(); i++) numbers[i] = FromPython<int64_t>::of(PyTuple_GetItem(object, i));
+    return numbers;
   }
 };
 

@@ -67,6 +67,18 @@ Levels merge(Operands operands, at::IntArrayRef leading) {
   return levels;
 }
 
+// As many as there is room for; several only where the rows' indices have 32 bits, which the kernels divide.
+int levels_of_a_launch(int count, const int64_t* sizes) {
+  int64_t rows = 1;
+  for (int i = 0; i < std::min(count, kMaxLevels); i++) {
+    rows *= sizes[i];
+    if (i > 0 && rows > UINT32_MAX) return i;
+  }
+  return std::min(count, kMaxLevels);
+}
+
+}  // namespace
+
 DType to_dtype(at::ScalarType dtype) {
   switch (dtype) {
     case at::kHalf:
@@ -85,18 +97,6 @@ DType to_dtype(at::ScalarType dtype) {
       TORCH_INTERNAL_ASSERT(false, "no kernel takes ", dtype);
   }
 }
-
-// As many as there is room for; several only where the rows' indices have 32 bits, which the kernels divide.
-int levels_of_a_launch(int count, const int64_t* sizes) {
-  int64_t rows = 1;
-  for (int i = 0; i < std::min(count, kMaxLevels); i++) {
-    rows *= sizes[i];
-    if (i > 0 && rows > UINT32_MAX) return i;
-  }
-  return std::min(count, kMaxLevels);
-}
-
-}  // namespace
 
 Rows rows_of(const Tensor& tensor, Use use) {
   void* data = use.written ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());

@@ -17,6 +17,7 @@ struct TensorRows {
 
 constexpr size_t kMaxOperands = 8;
 
+DType to_dtype(at::ScalarType dtype);
 Rows rows_of(const Tensor& tensor, Use use);
 
 // Calls launch for all rows of tensors of that shape, with the rows' pointers and strides set for each call.

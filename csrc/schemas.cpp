@@ -1,5 +1,6 @@
 // The schemas, and the keys that need no more than checks and outputs: Meta, and CUDA in a build without it.
 #include "backend.h"
+#include "launch_plan.h"
 
 namespace srmsnorm {
 namespace {
@@ -7,7 +8,9 @@ namespace {
 // Shapes and strides are all that a Meta tensor has.
 struct Meta {
   template <class Tensors>
-  static void run(const Tensors&) {}
+  static void run(const Tensors& tensors) {
+    answer_launch_question(tensors);
+  }
 };
 
 }  // namespace
@@ -20,6 +23,11 @@ SRMSNORM_SCHEMAS(m) {
       "_srms_norm_backward(Tensor grad_output, Tensor output, Tensor rstd, Tensor? grad_sum=None, *, "
       "ScalarType? dtype=None) -> Tensor",
       &_srms_norm_backward);
+#ifndef SRMSNORM_CUDA
+  m.def("_gpu(int device) -> int[]", [](int64_t) -> std::vector<int64_t> {
+    TORCH_CHECK(false, "srmsnorm: this build has no CUDA, and asks no GPU what it is");
+  });
+#endif
 }
 
 // PyTorch's fallbacks for these keys take an operator in place to return its operand. The kernels look for themselves.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from . import _dead_gradients as _dead_gradients  # registers what it has
 from . import functionalization as functionalization  # only registers
 from . import reference
-from ._library import build_info, cmake_prefix_path, launch_plan, library_path
+from ._library import build_info, cmake_prefix_path, library_path
 from .functional import (
     add_srms_norm,
     add_srms_norm_,
@@ -18,6 +18,7 @@ from .functional import (
     srms_norm_quantized,
 )
 from .inlining import inline_under_compile
+from .launching import Gpu, gpu, launch_plan
 from .module import SRMSNorm, SRMSNormGated
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "Gpu",
     "SRMSNorm",
     "SRMSNormGated",
     "add_srms_norm",
@@ -38,6 +40,7 @@ __all__ = [
     "convert",
     "fold",
     "gated_srms_norm",
+    "gpu",
     "inline_under_compile",
     "launch_plan",
     "library_path",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["_C", "build_info", "cmake_prefix_path", "launch_plan", "library_path"]
+__all__ = ["_C", "build_info", "cmake_prefix_path", "library_path"]
 
 _PACKAGE = pathlib.Path(__file__).absolute().parent
 _MINOR = ".".join(
@@ -88,37 +88,3 @@ def build_info() -> dict[str, str | bool | None]:
     return {name: _BUILT[name] or None for name in ("torch", "cuda")} | {
         name: _BUILT[name] for name in ("architectures", "debug")
     }
-
-
-def launch_plan(
-    dim: int,
-    dtype: torch.dtype,
-    residual_dtype: torch.dtype | None = None,
-    *,
-    backward: bool = False,
-    grad_sum: bool = False,
-    aligned: bool = True,
-    in_phase: bool = True,
-    max_cluster: int = 16,
-) -> dict[str, int | bool]:
-    """The CUDA launch that rows of a kind get, without a gate: a function of the row, never of how many there are.
-
-    Args:
-        dim: size of the last dimension, at least 1.
-        dtype: float16, bfloat16, float32 or float64; the input's, in backward the output's.
-        residual_dtype: the residual's; None for a call without one.
-        backward: the plan of backward instead of forward.
-        grad_sum: in backward, whether the sum has a gradient.
-        aligned: whether every row of every operand begins at a multiple of 16 bytes.
-        in_phase: whether all operands' rows begin as many elements past one.
-        max_cluster: blocks in the largest thread block cluster that there is room for: 16 on a whole GPU of compute
-            capability 9 or 10, 8 on later ones, fewer in a small part of one (MIG, a green context), and 1 where there
-            are none: before compute capability 9, and in code that was compiled for it.
-
-    Returns:
-        The plan's integers and flags by name (threads per row, rows per block, vectors, ...).
-
-    Raises:
-        RuntimeError: a dim below 1, dtypes the operator does not take, or a max_cluster out of 1 ... 16.
-    """
-    return _C._launch_plan(dim, dtype, residual_dtype, backward, grad_sum, aligned, in_phase, max_cluster)

@@ -95,7 +95,7 @@ def test_grad_output_parallel_to_y(device, kind, parallel):
 
 @pytest.mark.parametrize("kind", GRADIENTS, ids=str)
 def test_some_plan_boundaries_on_the_cpu(kind):
-    for dim in plans.around(kind, limit=20_000, backward=True)[::16]:
+    for dim in plans.around(kind, limit=20_000, operator=plans.BACKWARD)[::16]:
         check_operators(kind, *saved(kind, (2, dim), "cpu"))
 
 
@@ -106,7 +106,7 @@ def test_every_plan_boundary(cuda, kind, aligned):
     dims = {
         dim
         for with_sum in (False, True)
-        for dim in plans.around(kind, backward=True, grad_sum=with_sum, aligned=aligned)
+        for dim in plans.around(kind, operator=plans.BACKWARD, grad_sum=with_sum, aligned=aligned)
     }
     for dim in sorted(dims)[:: 4 if kind.dtype == HALF else 1]:  # float16 has bfloat16's plans
         check_operators(kind, *saved(kind, (3, dim), cuda, layout=layout))

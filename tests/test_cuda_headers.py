@@ -109,6 +109,61 @@ def test_the_table_of_instances(tmp_path):
     check_compiles(TABLE, tmp_path)
 
 
+TRAITS = """
+#include "{csrc}/cuda/call.h"
+#include "{csrc}/cuda/converted.cuh"
+#include "{csrc}/cuda/gated.cuh"
+#include "{csrc}/cuda/quantized.cuh"
+using namespace srmsnorm;
+char memory;
+constexpr DType b = DType::BFloat16, f = DType::Float, h = DType::Half;
+constexpr Rows at(DType dtype) {{ return {{&memory, dtype}}; }}
+constexpr Rows none{{}};
+template <class Op>
+constexpr bool is(const typename Op::Call& call) {{
+  OpTraits a = traits_of(call), b = traits_of<Op>();
+  return a.element_size == b.element_size && a.mixed == b.mixed && a.chunks.all == b.chunks.all &&
+         a.chunks.late == b.chunks.late && a.chunks.backward == b.chunks.backward && a.chunks.gated == b.chunks.gated &&
+         a.chunks.few == b.chunks.few && a.chunks.in_bytes == b.chunks.in_bytes;
+}}
+using T = bfloat16;
+constexpr Rows rstd = at(f);
+// input, residual, output, sum, rstd, scale
+static_assert(is<Forward<T, void>>({{at(b), none, at(b)}}) && is<Forward<float, void>>({{at(f), none, at(f)}}));
+static_assert(is<Forward<T, T>>({{at(b), at(b), at(b), at(b), rstd}}));
+static_assert(is<Forward<T, float>>({{at(b), at(f), at(b)}}) && is<Forward<T, float>>({{at(b), at(f), at(b), at(f)}}));
+static_assert(is<ConvertedForward<T, void>>({{at(b), none, at(f)}}));
+static_assert(is<ConvertedForward<T, void>>({{at(b), none, at(h)}}) && !is<Forward<T, void>>({{at(b), none, at(h)}}));
+static_assert(is<ConvertedForward<T, float>>({{at(b), at(f), at(f), at(f)}}));
+static_assert(is<ConvertedForward<T, T>>({{at(b), at(b), none, none, rstd}}));
+static_assert(is<ConvertedForward<float, void>>({{at(f), none, at(f), none, none, rstd}}));
+// grad_output, output, rstd, grad_sum, grad_input, grad_residual
+static_assert(is<Backward<T, T, false>>({{at(b), at(b), rstd, none, at(b)}}));
+static_assert(is<Backward<T, T, true>>({{at(b), at(b), rstd, at(b), at(b)}}));
+static_assert(is<Backward<T, float, false>>({{at(b), at(b), rstd, none, at(b), at(f)}}));
+static_assert(is<Backward<T, float, true>>({{at(b), at(b), rstd, at(f), none, at(f)}}));
+static_assert(is<Backward<T, float, true>>({{at(b), at(b), rstd, at(f), at(b)}}));
+static_assert(is<ConvertedBackward<false>>({{at(f), at(f), rstd, none, at(b), at(f)}}));
+static_assert(is<ConvertedBackward<true>>({{at(f), at(f), rstd, at(f), at(b)}}));
+static_assert(is<WideBackward<T>>({{at(f), at(b), rstd, at(b)}}));
+// input, gate, output; grad_output, input, gate, rstd, grad_input, grad_gate
+static_assert(is<GatedForward<T, T>>({{at(b), at(b), at(b), rstd}}));
+static_assert(is<GatedForward<T, float>>({{at(b), at(f), at(b)}}));
+static_assert(is<GatedBackward<T, float>>({{at(b), at(b), at(f), rstd, at(b), at(f)}}));
+static_assert(is<GatedBackward<float, float>>({{at(f), at(f), at(f), rstd, none, at(f)}}));
+// input, residual, given, output, sum, scale
+constexpr Rows q = at(DType::Byte);
+static_assert(is<ForwardInBytes<T, void>>({{at(b), none, none, q, none, rstd}}));
+static_assert(is<ForwardInBytes<T, float>>({{at(b), at(f), rstd, q, at(f)}}));
+static_assert(is<ForwardInBytes<float, float>>({{at(f), at(f), none, q, none, rstd}}));
+"""
+
+
+def test_a_call_tells_what_its_kernel_reads(nvcc, tmp_path):
+    """What launch_plan makes of a call's operands is what the launcher has of the Op that it takes."""
+    nvcc(TRAITS, "-arch=sm_90", "-ptx", to=tmp_path / "traits.ptx")
+
+
 RESIDENT = """
 #include <type_traits>
 #include "{csrc}/cuda/hints.h"

@@ -145,9 +145,14 @@ def test_wide_rows(device, kind, dim):
 
 
 def boundaries(kind, **more):
-    """Dims at which some operator of two operands takes another plan."""
-    beside = Kind(kind.dtype, kind.residual or kind.dtype)
-    return sorted({*plans.around(beside, **more), *plans.around(beside, backward=True, grad_sum=True, **more)})
+    """Dims at which forward or backward takes another plan."""
+    return sorted(
+        {
+            dim
+            for operator in ("gated_srms_norm", "_gated_srms_norm_backward")
+            for dim in plans.around(kind, operator=operator, **more)
+        }
+    )
 
 
 @EVERY

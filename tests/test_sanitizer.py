@@ -23,7 +23,7 @@ def families(kind, aligned, **options) -> list[int]:
     Results are fresh, so that padded operands lie differently."""
     found, options = {}, {"in_phase": aligned, **options}
     for dim in sorted({*plans.around(kind, **options), 64, 200, 4096, 65_536, 2**20}):
-        plan = srmsnorm.launch_plan(dim, kind.dtype, kind.residual, **options)
+        plan = plans.launch(dim, kind, **options)
         way = plan["threads_per_row"] >= 32, plan["rows_per_block"] > 1, plan["vectors"], plan["cluster"] > 1
         found.setdefault((*way, plan["twice"], plan["shifted"], plan["edges"]), dim)
     return sorted(found.values())
@@ -56,7 +56,7 @@ def test_forward(cuda, kind, aligned):
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("kind", [Kind(BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT)], ids=str)
 def test_backward(cuda, kind, aligned, grad_sum):
-    for dim in families(kind, aligned, backward=True, grad_sum=grad_sum):
+    for dim in families(kind, aligned, operator=plans.BACKWARD, grad_sum=grad_sum):
         shape = rows_for(dim), dim
         y, rstd = torch.ops.srmsnorm._srms_norm(*samples.forward(kind, shape), None)
         held = samples.grad_output(kind, shape), y, samples.grad_sum(kind, shape) if grad_sum else None
@@ -195,7 +195,7 @@ def test_gated(cuda, kind, layouts):
 def test_quantized(cuda, kind, aligned):
     """Every launch, each dtype and way to a scale in some; what is behind the bytes stays as it was."""
     ways = [{}, {"group_size": 64}, {"scale": 0.02}, {"scale": "bound"}, {"power_of_two": True}]
-    for i, least in enumerate(families(kind, aligned)):
+    for i, least in enumerate(families(kind, aligned, operator="srms_norm_quantized")):
         for dim in {least, -(-least // 64) * 64}:
             held = samples.forward(kind, (rows_for(dim), dim))
             input, residual = (

@@ -22,7 +22,7 @@ cudaError_t launch_backward(const BackwardArgs& args, const Gpu& gpu, cudaStream
 }  // namespace
 
 cudaError_t cuda::launch(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
-  if (args.grad_input.data && args.grad_input.dtype != args.output.dtype) return launch_converted(args, gpu, stream);
+  if (is_converted(args)) return launch_converted(args, gpu, stream);
   return with_type<half, bfloat16>(args.output.dtype,
                                    [&]<class T>(T) { return launch_backward<T>(args, gpu, stream); });
 }

@@ -16,8 +16,7 @@ cudaError_t launch_forward(const ForwardArgs& args, const Gpu& gpu, cudaStream_t
 }  // namespace
 
 cudaError_t cuda::launch(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
-  if (!args.output.data || args.output.dtype != args.input.dtype || args.scale.data)
-    return launch_converted(args, gpu, stream);
+  if (is_converted(args)) return launch_converted(args, gpu, stream);
   return with_type<half, bfloat16>(args.input.dtype, [&]<class T>(T) { return launch_forward<T>(args, gpu, stream); });
 }
 

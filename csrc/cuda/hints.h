@@ -64,21 +64,29 @@ struct Traffic {
 struct LaunchHints {
   int ahead;  // clusters start a prefetch of the row that many further on
   bool kept, apart, streamed;
+
+  template <class F>
+  void each(F f) const {
+    f("kept", kept), f("apart", apart), f("streamed", streamed), f("ahead", ahead);
+  }
 };
 
 // Ahead by 2 MB of what is read, 4 MB beside few writes (measured with other values here). dim 65536: 1.007 / 1.001
 // / 1.002 with 2 MB, 0.997 / 0.992 / 0.994 with 4 MB, 0.995 / 0.997 / 0.999 with none; with a gradient of the sum
 // 0.990, 0.992, 0.985; dim 28672 to 262144 alike. The others are for calls that move more than any L2 holds.
-constexpr LaunchHints launch_hints(const Gpu& gpu, const LaunchPlan& plan, const Traffic& traffic) {
+constexpr LaunchHints launch_hints(const GpuClass& row, const LaunchPlan& plan, const Traffic& traffic) {
   int64_t ahead = (traffic.read > 2 * traffic.written ? 4 : 2) << 20;
   LaunchHints hints{static_cast<int>(std::max<int64_t>(1, ahead / traffic.read)), false, false, false};
   if (traffic.repeats || traffic.rows * (traffic.read + traffic.written) <= int64_t{128} << 20) return hints;
-  const auto& row = class_of(gpu);
   bool balanced = traffic.read == traffic.written && sharing_of(plan.cluster, plan.threads_per_row) != Sharing::Lanes;
   hints.kept = row.keep == Keep::All || (row.keep == Keep::Balanced && balanced);
   hints.apart = row.apart;
   hints.streamed = row.streamed;
   return hints;
+}
+
+constexpr LaunchHints launch_hints(const Gpu& gpu, const LaunchPlan& plan, const Traffic& traffic) {
+  return launch_hints(class_of(gpu), plan, traffic);
 }
 
 }  // namespace srmsnorm

@@ -3,64 +3,11 @@
 #include <iterator>
 #include <utility>
 
-#include "hints.h"
+#include "call.h"
 #include "launchers.h"
 #include "row_kernel.cuh"
 
 namespace srmsnorm {
-
-// Whether neighbouring rows of an operand are the same memory.
-inline bool repeats(const RowSpace& space, const Rows& rows) {
-  return rows.data && space.sizes[0] > 1 && rows.strides[0] == 0;
-}
-
-template <class Call>
-Traffic traffic_of(const Call& call) {
-  Traffic traffic{call.space.rows, 0, 0, false};
-  Call::zip(
-      [&](Use use, const Rows& rows) {
-        if (!rows.data || !use.whole_row) return;
-        (use.written ? traffic.written : traffic.read) += call.space.dim * size_of(rows.dtype);
-        if (!use.written) traffic.repeats |= repeats(call.space, rows);
-      },
-      call);
-  return traffic;
-}
-
-// Whether an operand is 16-byte aligned at the same elements of all rows as the first one; with first null, at all
-// rows' begin.
-inline bool in_phase(const RowSpace& space, const Rows& rows, const Rows* first) {
-  if (!rows.data) return true;
-  int64_t size = size_of(rows.dtype);
-  auto elements = [](const Rows* rows) {
-    return rows ? reinterpret_cast<intptr_t>(rows->data) / size_of(rows->dtype) : 0;
-  };
-  bool yes = (elements(&rows) - elements(first)) * size % 16 == 0;
-  for (int i = 0; i < space.levels; i++)
-    yes = yes && (space.sizes[i] == 1 || (rows.strides[i] - (first ? first->strides[i] : 0)) * size % 16 == 0);
-  return yes;
-}
-
-// Whether that holds of every operand that has whole rows, but for results narrower than the main operand, which are
-// stored at any address.
-template <class Call, class Holds>
-bool of_all_rows(const Call& call, Holds holds) {
-  bool all = true;
-  Call::zip(
-      [&](Use use, const Rows& rows) {
-        bool counts = use.whole_row && !(use.written && size_of(rows.dtype) < size_of(call.main().dtype));
-        if (counts) all = all && holds(rows);
-      },
-      call);
-  return all;
-}
-
-template <class Call>
-Alignment alignment_of(const Call& call) {
-  if (of_all_rows(call, [&](const Rows& rows) { return in_phase(call.space, rows, nullptr); })) return Alignment::Whole;
-  bool together = of_all_rows(call, [&](const Rows& rows) { return in_phase(call.space, rows, &call.main()); });
-  return together ? Alignment::InPhase : Alignment::Any;
-}
 
 template <class Op, bool flat>
 using Kernel = void (*)(typename Op::template Args<flat>);
@@ -110,13 +57,11 @@ struct SharedBytes {
 
 template <class Op>
 SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool apart, const Gpu& gpu) {
-  bool clustered = plan.cluster > 1;
-  if (clustered && !plan.twice && Op::kChunks.late > 0) {
+  if (plan.cluster > 1 && !plan.twice && Op::kChunks.late > 0) {
     int most = stage_bytes(Op::kChunks.late, plan.vectors, max_cluster_threads(Op::kChunks, plan.vectors));
     return {stage_bytes(Op::kChunks.late, plan.vectors, plan.threads_per_row), most};
   }
-  int vectors = ceil_div(std::min<int64_t>(dim / plan.vector_elements, INT32_MAX), plan.cluster);
-  int blocks = apart ? resident_blocks(vectors, clustered, Op::kChunks, kIsMixed<Op>) : 0;
+  int blocks = apart ? resident_blocks(dim, plan, traits_of<Op>()) : 0;
   return blocks ? SharedBytes{shared_bytes_for(blocks, gpu), shared_bytes_for(1, gpu)} : SharedBytes{0, 0};
 }
 
@@ -148,20 +93,24 @@ cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& 
   return cudaLaunchKernelEx(&config, kernel, args);
 }
 
+// row: of the table of hints; the tuner asks for others.
 template <class Op>
-cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, cudaStream_t stream) {
+cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, const GpuClass& row, cudaStream_t stream) {
   static_assert(every_plan_has_an_instance(Op::kChunks));
-  auto plan = plan_launch(call.space.dim, sizeof(typename Op::Element), Op::kChunks, alignment_of(call), gpu);
-  auto hints = launch_hints(gpu, plan, traffic_of(call));
-  bool flat = !plan.edges && call.space.levels == 1 && has_instance(plan, reading_of(plan), true, Op::kChunks);
-  bool gains = flat && !Op::kChunks.late && !Op::kChunks.gated && !Op::kChunks.few;
-  if (!flat) plan = general_plan(plan, Op::kChunks);
-  auto shared = shared_bytes<Op>(plan, call.space.dim, gains && hints.apart, gpu);
-  auto launched = [&](auto kernel, const auto& args) { return launch_as(kernel, args, plan, shared, gpu, stream); };
-  return flat ? launched(flat_kernel<Op>(plan, gains && hints.kept),
+  auto [plan, flat, hints] = choose_launch(call, traits_of<Op>(), gpu, row);
+  auto shared = shared_bytes<Op>(plan, call.space.dim, hints.apart, gpu);
+  auto launched = [&, &plan = plan](auto kernel, const auto& args) {
+    return launch_as(kernel, args, plan, shared, gpu, stream);
+  };
+  return flat ? launched(flat_kernel<Op>(plan, hints.kept),
                          kernel_args<typename Op::Operands, typename Op::template Args<true>>(call, hints))
               : launched(general_kernel<Op>(plan),
                          kernel_args<typename Op::Operands, typename Op::template Args<false>>(call, hints));
+}
+
+template <class Op>
+cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, cudaStream_t stream) {
+  return launch<Op>(call, gpu, class_of(gpu), stream);
 }
 
 }  // namespace srmsnorm

@@ -23,6 +23,13 @@ struct LaunchPlan {
   bool twice;
   bool shifted;  // vectors may lie across 16 bytes, by operand; always where read twice
   bool edges;    // rows may begin or end inside a vector
+
+  // f(name, value) of each.
+  template <class F>
+  void each(F f) const {
+    f("vector_elements", vector_elements), f("threads_per_row", threads_per_row), f("rows_per_block", rows_per_block);
+    f("vectors", vectors), f("cluster", cluster), f("twice", twice), f("shifted", shifted), f("edges", edges);
+  }
 };
 
 // Which threads share a row: lanes of a warp, the warps of a block, or the blocks of a cluster.

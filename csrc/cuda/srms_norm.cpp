@@ -76,7 +76,20 @@ struct Cuda {
   }
 };
 
+// A GPU as srmsnorm.Gpu has it, with the largest cluster of the current stream's context.
+std::vector<int64_t> numbers_of(int64_t device) {
+  auto count = c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount();
+  TORCH_CHECK_VALUE(device >= 0 && device < count, "srmsnorm: no CUDA device ", device, ", there are ", count);
+  c10::Device named(c10::kCUDA, static_cast<c10::DeviceIndex>(device));
+  c10::DeviceGuard guard(named);
+  Gpu gpu = gpu_of(static_cast<int>(device));
+  check(cuda::find_largest_cluster(current_stream(named), gpu));
+  return {gpu.capability, gpu.multiprocessors, gpu.shared_bytes, gpu.l2_bytes, gpu.bandwidth, gpu.largest_cluster};
+}
+
 }  // namespace
+
+SRMSNORM_SCHEMAS(m) { m.def("_gpu(int device) -> int[]", &numbers_of); }
 
 SRMSNORM_KERNELS(CUDA, m) { Kernels<Cuda>::add_to(m); }
 

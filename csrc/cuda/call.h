@@ -1,0 +1,152 @@
+// What a call launches, from what it is given: the plan as the launcher takes it, and the hints. Host only, no torch,
+// no device code: the launcher and launch_plan ask the same functions.
+#pragma once
+#include <type_traits>
+
+#include "../row_args.h"
+#include "hints.h"
+#include "instances.h"
+
+namespace srmsnorm {
+
+// ---- what a call moves, and where it lies
+
+// Whether neighbouring rows of an operand are the same memory.
+inline bool repeats(const RowSpace& space, const Rows& rows) {
+  return rows.data && space.sizes[0] > 1 && rows.strides[0] == 0;
+}
+
+template <class Call>
+Traffic traffic_of(const Call& call) {
+  Traffic traffic{call.space.rows, 0, 0, false};
+  Call::zip(
+      [&](Use use, const Rows& rows) {
+        if (!rows.data || !use.whole_row) return;
+        (use.written ? traffic.written : traffic.read) += call.space.dim * size_of(rows.dtype);
+        if (!use.written) traffic.repeats |= repeats(call.space, rows);
+      },
+      call);
+  return traffic;
+}
+
+// Whether an operand is 16-byte aligned at the same elements of all rows as the first one; with first null, at all
+// rows' begin.
+inline bool in_phase(const RowSpace& space, const Rows& rows, const Rows* first) {
+  if (!rows.data) return true;
+  int64_t size = size_of(rows.dtype);
+  auto elements = [](const Rows* rows) {
+    return rows ? reinterpret_cast<intptr_t>(rows->data) / size_of(rows->dtype) : 0;
+  };
+  bool yes = (elements(&rows) - elements(first)) * size % 16 == 0;
+  for (int i = 0; i < space.levels; i++)
+    yes = yes && (space.sizes[i] == 1 || (rows.strides[i] - (first ? first->strides[i] : 0)) * size % 16 == 0);
+  return yes;
+}
+
+// Whether that holds of every operand that has whole rows, but for results narrower than the main operand, which are
+// stored at any address.
+template <class Call, class Holds>
+bool of_all_rows(const Call& call, Holds holds) {
+  bool all = true;
+  Call::zip(
+      [&](Use use, const Rows& rows) {
+        bool counts = use.whole_row && !(use.written && size_of(rows.dtype) < size_of(call.main().dtype));
+        if (counts) all = all && holds(rows);
+      },
+      call);
+  return all;
+}
+
+template <class Call>
+Alignment alignment_of(const Call& call) {
+  if (of_all_rows(call, [&](const Rows& rows) { return in_phase(call.space, rows, nullptr); })) return Alignment::Whole;
+  bool together = of_all_rows(call, [&](const Rows& rows) { return in_phase(call.space, rows, &call.main()); });
+  return together ? Alignment::InPhase : Alignment::Any;
+}
+
+// ---- which Op of the row kernel takes it
+
+// Those of converted.cuh: results of another dtype than the main operand's, and numbers that are given.
+constexpr bool is_converted(const ForwardArgs& call) {
+  return !call.output.data || call.output.dtype != call.input.dtype || call.scale.data;
+}
+constexpr bool is_converted(const BackwardArgs& call) {
+  return call.grad_input.data && call.grad_input.dtype != call.output.dtype;
+}
+constexpr bool is_converted(const WideBackwardArgs&) { return true; }
+
+// Whether it writes a y wider than what it reads, the only result that is ever streamed.
+template <class Call>
+constexpr bool writes_wide(const Call&) {
+  return false;
+}
+constexpr bool writes_wide(const ForwardArgs& call) {
+  return call.output.data && size_of(call.output.dtype) > size_of(call.input.dtype);
+}
+
+// What a plan and its hints ask of an Op: the bytes of an element of the main operand, the chunks that a thread reads,
+// and whether an operand beside it is wider (asked of no Op with few instances).
+struct OpTraits {
+  int element_size;
+  Chunks chunks;
+  bool mixed;
+};
+
+// Of the Op that the launcher has.
+template <class Op>
+constexpr OpTraits traits_of() {
+  int size = sizeof(typename Op::Element);
+  return {size, Op::kChunks, !Op::kChunks.few && Op::kBesideSize > size};
+}
+
+template <template <class> class Operands>
+constexpr Operands<int> sizes_of(const Operands<Rows>& call) {
+  Operands<int> sizes{};
+  Operands<int>::zip([](Use, int& size, const Rows& rows) { size = rows.data ? size_of(rows.dtype) : 0; }, sizes, call);
+  return sizes;
+}
+
+// The same of the Op that a call gets, without its code. tests/test_cuda_headers.py holds the two together.
+template <class Call>
+constexpr OpTraits traits_of(const Call& call) {
+  auto sizes = sizes_of(call);
+  OpTraits op{sizes.main(), chunks_of(sizes), false};
+  if constexpr (std::is_same_v<Call, QuantizedArgs>) op.chunks = chunks_in_bytes(op.chunks);
+  if constexpr (requires { is_converted(call); })
+    if (is_converted(call)) op.chunks = with_few_instances(op.chunks);
+  sizes.zip([&](Use use, int size) { op.mixed |= !op.chunks.few && use.whole_row && size > op.element_size; }, sizes);
+  return op;
+}
+
+// ---- what it launches
+
+struct Launch {
+  LaunchPlan plan;
+  bool flat;          // one level of rows that begin and end at 16 bytes
+  LaunchHints hints;  // that it takes
+};
+
+// Blocks at a time on a multiprocessor where they are kept apart; 0: any.
+constexpr int resident_blocks(int64_t dim, const LaunchPlan& plan, const OpTraits& op) {
+  int vectors = ceil_div(std::min<int64_t>(dim / plan.vector_elements, INT32_MAX), plan.cluster);
+  return resident_blocks(vectors, plan.cluster > 1, op.chunks, op.mixed);
+}
+
+// Who reads a chunk late, has a gate or few instances, or rows that lie anywhere, gains nothing from being kept or from
+// blocks apart.
+template <class Call>
+Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const GpuClass& row) {
+  const Chunks& chunks = op.chunks;
+  auto plan = plan_launch(call.space.dim, op.element_size, chunks, alignment_of(call), gpu);
+  auto hints = launch_hints(row, plan, traffic_of(call));
+  bool flat = !plan.edges && call.space.levels == 1 && has_instance(plan, reading_of(plan), true, chunks);
+  bool gains = flat && !chunks.late && !chunks.gated && !chunks.few;
+  if (!flat) plan = general_plan(plan, chunks);
+  hints.kept = gains && hints.kept && has_instance(plan, Reading::Kept, true, chunks);
+  hints.apart = gains && hints.apart && resident_blocks(call.space.dim, plan, op) > 0;
+  hints.streamed = hints.streamed && writes_wide(call);
+  if (plan.cluster == 1 || plan.twice) hints.ahead = 0;
+  return {plan, flat, hints};
+}
+
+}  // namespace srmsnorm
