@@ -52,6 +52,8 @@ bool is_tensor(const c10::Argument& argument) {
   return argument.type()->isSubtypeOf(*c10::OptionalType::create(c10::TensorType::get()));
 }
 
+bool is_number(const std::string& name) { return name == "rstd" || name == "scale" || name == "factor"; }
+
 // Of a tensor; none where it is not given.
 MaybeDtype dtype_of(const c10::Argument& argument, const Asked& asked) {
   const auto& name = argument.name();
@@ -62,10 +64,10 @@ MaybeDtype dtype_of(const c10::Argument& argument, const Asked& asked) {
   if (name == "residual" && !is_optional(argument)) return asked.residual_dtype.value_or(asked.dtype);
   if (name == "residual") return asked.residual_dtype;
   if (name == "grad_sum" && asked.grad_sum) return is_16_bit(y) ? asked.residual_dtype.value_or(y) : y;
-  return is_optional(argument) ? MaybeDtype() : accumulation_dtype(y);  // a number a row
+  if (is_optional(argument)) return {};
+  TORCH_INTERNAL_ASSERT(is_number(name), "launch_plan knows no operand of the name ", name);
+  return accumulation_dtype(y);
 }
-
-bool is_number(const std::string& name) { return name == "rstd" || name == "scale" || name == "factor"; }
 
 IValue tensor_for(const c10::Argument& argument, const Asked& asked) {
   auto dtype = dtype_of(argument, asked);

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import overload
+from typing import Any, overload
 
 import torch
 
 from ._library import _BUILT, _C
 
 __all__ = ["Gpu", "gpu", "launch_plan"]
-
-Plan = dict[str, "int | bool | Gpu"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +64,7 @@ def launch_plan(
     rows: int | None = None,
     gpu: Gpu | None = None,
     max_cluster: int | None = None,
-) -> Plan: ...
+) -> dict[str, Any]: ...
 
 
 @overload
@@ -84,7 +82,7 @@ def launch_plan(
 ) -> dict[str, int | bool]: ...
 
 
-def launch_plan(*args, **options):
+def launch_plan(*args: Any, **options: Any) -> dict[str, Any]:
     """The CUDA launch that an operator's call gets, for rows in one block of memory.
 
     The plan is a function of the row, of the largest cluster alone among a GPU's properties, and never of how many rows
@@ -128,25 +126,25 @@ def launch_plan(*args, **options):
 
 
 def _plan_of_operator(
-    operator,
-    dim,
-    dtype,
-    residual_dtype=None,
+    operator: str,
+    dim: int,
+    dtype: torch.dtype,
+    residual_dtype: torch.dtype | None = None,
     *,
-    gate_dtype=None,
-    out_dtype=None,
-    grad_sum=False,
-    aligned=True,
-    in_phase=True,
-    rows=None,
-    gpu=None,
-    max_cluster=None,
-):
+    gate_dtype: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
+    grad_sum: bool = False,
+    aligned: bool = True,
+    in_phase: bool = True,
+    rows: int | None = None,
+    gpu: Gpu | None = None,
+    max_cluster: int | None = None,
+) -> dict[str, Any]:
     gpu = _current_gpu() if gpu is None else gpu
     if not isinstance(gpu, (Gpu, type(None))):
         raise TypeError(f"srmsnorm: gpu must be a srmsnorm.Gpu or None, got {type(gpu).__name__}")
     numbers = None if gpu is None else dataclasses.astuple(gpu)
-    plan = _C.launch_plan(
+    plan: dict[str, Any] = _C.launch_plan(
         operator, dim, dtype, residual_dtype, gate_dtype, out_dtype, grad_sum, aligned, in_phase, rows, max_cluster,
         numbers,
     )  # fmt: skip
@@ -154,14 +152,17 @@ def _plan_of_operator(
 
 
 def _plan_of_norm(
-    dim,
-    dtype,
-    residual_dtype=None,
+    dim: int,
+    dtype: torch.dtype,
+    residual_dtype: torch.dtype | None = None,
     *,
-    backward=False,
-    grad_sum=False,
-    aligned=True,
-    in_phase=True,
-    max_cluster=16,
-):
-    return _C._launch_plan(dim, dtype, residual_dtype, backward, grad_sum, aligned, in_phase, max_cluster)
+    backward: bool = False,
+    grad_sum: bool = False,
+    aligned: bool = True,
+    in_phase: bool = True,
+    max_cluster: int = 16,
+) -> dict[str, Any]:
+    plan: dict[str, Any] = _C._launch_plan(
+        dim, dtype, residual_dtype, backward, grad_sum, aligned, in_phase, max_cluster
+    )
+    return plan
