@@ -8,13 +8,16 @@ LIMIT = 2**20 + 1
 SHAPE = ("threads_per_row", "rows_per_block", "vectors", "cluster", "twice", "shifted", "vector_elements")
 
 
-FORWARD, BACKWARD = "srms_norm", "_srms_norm_backward_input"
+BACKWARD = "_srms_norm_backward_input"
 #: What an operator calls the operand beside its input.
 BESIDE = {"gated_srms_norm": "gate_dtype", "_gated_srms_norm_backward": "gate_dtype"}
 
 
-def launch(dim, kind, operator=FORWARD, **options) -> dict:
-    """As the launcher takes it: on the GPU that is here, or one with clusters of 16 blocks."""
+def launch(dim, kind, operator=None, **options) -> dict:
+    """As the launcher takes it: on the GPU that is here, or one with clusters of 16 blocks. Without an operator, the
+    norm's on the latter, which is quicker to ask."""
+    if operator is None:
+        return srmsnorm.launch_plan(dim, kind.dtype, kind.residual, **options)
     beside = {BESIDE.get(operator, "residual_dtype"): kind.residual}
     return srmsnorm.launch_plan(operator, dim, kind.dtype, **beside, **options)
 

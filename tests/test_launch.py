@@ -29,11 +29,6 @@ def label(value):
     return ",".join(f"{key}={int(on)}" for key, on in value.items()) if isinstance(value, dict) else str(value)
 
 
-def by_operator(backward=False, **options):
-    """The same options of the operator."""
-    return {"operator": plans.BACKWARD if backward else plans.FORWARD, **options}
-
-
 def check(dim, kind, options):
     plan = srmsnorm.launch_plan(dim, kind.dtype, kind.residual, **options)
     threads, rows, cluster = plan["threads_per_row"], plan["rows_per_block"], plan["cluster"]
@@ -113,7 +108,7 @@ def test_bad_cluster(cluster):
 def test_threads_grow_with_dim(kind, options):
     """From one boundary to the next the threads of a row never halve again."""
     at_most = 1
-    for dim in plans.boundaries(kind, **by_operator(**options)):
+    for dim in plans.boundaries(kind, **options):
         plan = srmsnorm.launch_plan(dim, kind.dtype, kind.residual, **options)
         threads = plan["threads_per_row"] * plan["cluster"]
         at_most = max(at_most, threads)
@@ -132,7 +127,7 @@ def test_work_is_spread(kind):
 @pytest.mark.parametrize(("kind", "options"), [(Kind(BFLOAT), {}), (Kind(FLOAT), {"backward": True})], ids=label)
 def test_boundaries_are_found(kind, options):
     """The list that the numerical tests rest on misses none: the slow way finds the same."""
-    elements, options = 16 // kind.dtype.itemsize, by_operator(**options)
+    elements = 16 // kind.dtype.itemsize
     last, found = {}, []
     for dim in range(1, 40_001):
         plan = plans.plan(dim, kind, **options)

@@ -60,8 +60,16 @@ X = torch.ones(2, 3)
         ),
         ("gated_srms_norm", (X, X, None, "yes", None), "argument 4 of gated_srms_norm must be a bool, got str"),
         ("launch_plan", (b"rstd", 8, X.dtype), "launch_plan takes 12 arguments, got 3"),
-        ("launch_plan", ("rstd", 8, X.dtype, *[None] * 3, *[True] * 3, None, None, [1]), "ints of 64 bits or None, got list"),
-        ("launch_plan", ("rstd", 8, X.dtype, *[None] * 3, *[True] * 3, None, None, (1, "2")), "ints of 64 bits or None"),
+        (
+            "launch_plan",
+            ("rstd", 8, X.dtype, *[None] * 3, *[True] * 3, None, None, [1]),
+            "ints of 64 bits or None, got list",
+        ),
+        (
+            "launch_plan",
+            ("rstd", 8, X.dtype, *[None] * 3, *[True] * 3, None, None, (1, "2")),
+            "ints of 64 bits or None",
+        ),
         ("_launch_plan", (1.5, X.dtype, None, False, False, True, True, 1), "must be an int of 64 bits, got float"),
         ("_launch_plan", (8, float, None, False, False, True, True, 1), "must be a torch.dtype, got type"),
         ("_launch_plan", (8, X.dtype, None, False, False, True, True, 2**31), "must be an int of 32 bits, got int"),
