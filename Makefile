@@ -12,7 +12,7 @@ export SRMSNORM_CUDA ?= native
 # Bytecode is left to the first import, where Python may write it: 2 s for what is imported of torch, 17 for all of it.
 export PIP_COMPILE ?= $(if $(PYTHONDONTWRITEBYTECODE),1,0)
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
-CPP = $(wildcard benchmarks/*.cu tests/*.cpp tests/*.cu examples/cpp/*.h examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CPP = $(wildcard benchmarks/*.cu benchmarks/*.cuh tests/*.cpp tests/*.cu examples/cpp/*.h examples/cpp/*.cpp csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 clang_format = PATH="$$(dirname "$$(command -v $(PY))"):$$PATH" clang-format
 with = $(if $(VENV),$(1:%=$(VENV)/.%))
 CHECK = $(PY) -m pytest -x -q tests/test_forward.py tests/test_backward.py

@@ -314,6 +314,12 @@ def test_hints_of_a_gpu(tmp_path):
     check_compiles(HINTS, tmp_path)
 
 
+def test_the_hints_tuner_compiles(nvcc, tmp_path):
+    """Not optimized: it has the library's instances."""
+    options = ["-arch=sm_90", "-Xcicc", "-O0", "-DELEMENT=bfloat16", "-DBESIDE=bfloat16"]
+    nvcc(ROOT / "benchmarks/hints.cu", *options, "-ptx", to=tmp_path / "hints.ptx")
+
+
 def test_the_tuner_compiles(nvcc, tmp_path):
     """With one number of vectors; it includes the kernels' headers."""
     defines = ["-DELEMENT=bfloat16", "-DBESIDE=float", "-DVECTORS=2"]
