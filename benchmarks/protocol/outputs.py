@@ -63,7 +63,9 @@ def _quantized(group_size: int | None, provider: Provider, t: Tensors) -> Call:
 def _check_quantized(provider: Provider, t: Tensors, results: tuple[Tensor, ...]) -> None:
     q, scale, *sums = results
     _require_dtype("q", q, FP8)
-    require("q", quantized_error(q, scale, t["x"], t.get("residual"), provider.roundings))
+    residual = t.get("residual")
+    roundings = provider.roundings if residual is None else provider.residual_roundings
+    require("q", quantized_error(q, scale, t["x"], residual, roundings))
     if sums and not torch.equal(sums[0], t["x"] + t["residual"]):
         raise ValueError("the sum is not input + residual")
 

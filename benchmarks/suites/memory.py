@@ -38,7 +38,8 @@ def run(plan: Plan) -> None:
         Case(plan.device, dtype, kind, size.length, size.dim, partial(layers, plan.device, dtype, kind, size))
         for dtype in plan.dtypes or ["bf16"]
         if dtype != "mixed"
-        for kind in Model.KINDS
+        for kind, block in Model.KINDS.items()
+        if block.trains
     ]
     with Recorder(plan, NAME, len(cases) * len(providers)) as recorder:
         for case in cases:
