@@ -16,10 +16,10 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from . import _library  # noqa: F401  the operators
 
-__all__: list[str] = []
+__all__ = ["is_half_dead", "keep_one", "singles", "traced"]
 
 _ops = torch.ops.srmsnorm
-_singles: dict[Any, tuple[Any, Any]] = {
+singles: dict[Any, tuple[Any, Any]] = {
     _ops._srms_norm_backward_pair.default: (
         _ops._srms_norm_backward_input.default,
         _ops._srms_norm_backward_residual.default,
@@ -31,9 +31,15 @@ _singles: dict[Any, tuple[Any, Any]] = {
 }
 
 
+def traced(mode: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a call is written down as: itself, as long as nobody asks for another choice (``undecided``)."""
+    return function, kwargs
+
+
 def _trace(mode: Any, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if "torch._inductor.compile_fx" in sys.modules:
         _register_pass()
+    function, kwargs = traced(mode, function, args, kwargs)
     return mode.__torch_dispatch__(function, types, args, kwargs)
 
 
@@ -44,30 +50,33 @@ def _register_pass() -> None:
         from torch._inductor.pattern_matcher import CallFunctionVarArgs, register_graph_pattern
 
         register_graph_pattern(
-            CallFunctionVarArgs([*_singles]),
-            extra_check=lambda match: len(_used(match.output_node())) == 1,
+            CallFunctionVarArgs([*singles]),
+            extra_check=lambda match: is_half_dead(match.output_node()),
             pass_dict=pass_patterns[0],
-        )(_keep_one)
+        )(lambda match, *args, **kwargs: keep_one(match.output_node()))
     except (ImportError, AttributeError, LookupError, TypeError):
         pass
+
+
+def is_half_dead(node: torch.fx.Node) -> bool:
+    return node.target in singles and len(_used(node)) == 1
 
 
 def _used(pair: torch.fx.Node) -> list[torch.fx.Node]:
     return [half for half in pair.users if half.users]
 
 
-def _keep_one(match: Any, *args: Any, **kwargs: Any) -> None:
-    pair = match.output_node()
+def keep_one(pair: torch.fx.Node) -> None:
     (half,) = _used(pair)
     number: Any = half.args[1]
-    with match.graph.inserting_before(pair):
-        single = match.graph.call_function(_singles[pair.target][number], pair.args, pair.kwargs)
+    with pair.graph.inserting_before(pair):
+        single = pair.graph.call_function(singles[pair.target][number], pair.args, pair.kwargs)
     single.meta.update(half.meta)
     half.replace_all_uses_with(single)
     for node in (*pair.users, pair):
-        match.graph.erase_node(node)
+        pair.graph.erase_node(node)
 
 
 with contextlib.suppress(RuntimeError):  # registered already, where the package is imported a second time
-    for _pair in _singles:
+    for _pair in singles:
         torch.library.register_torch_dispatch(_pair, ProxyTorchDispatchMode, _trace)

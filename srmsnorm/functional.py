@@ -87,6 +87,9 @@ def srms_norm(
     if _is_compiling() or (
         has_torch_function_unary(input) if residual is None else has_torch_function((input, residual))
     ):
+        if _is_compiling() and inlining.is_left_open():
+            asked = torch.ops.srmsnorm_auto.srms_norm.default
+            return asked(input, residual, eps=eps, dtype=name, table=inlining.table)
         y = _srms_norm(input, residual, eps=eps, dtype=name)
         inlines = _is_compiling() and inlining.wanted()
         return reference.srms_norm(input, residual, eps=eps, dtype=dtype) if inlines else y
@@ -112,6 +115,9 @@ def add_srms_norm(
     """
     name = None if dtype is None else _name(dtype)
     if _is_compiling() or has_torch_function((input, residual)):
+        if _is_compiling() and inlining.is_left_open():
+            asked = torch.ops.srmsnorm_auto.add_srms_norm.default
+            return asked(input, residual, eps=eps, dtype=name, table=inlining.table)
         both = _add_srms_norm(input, residual, eps=eps, dtype=name)
         inlines = _is_compiling() and inlining.wanted()
         return reference.add_srms_norm(input, residual, eps=eps, dtype=dtype) if inlines else both

@@ -1,17 +1,28 @@
 """The choice between the operator and its formula under torch.compile."""
 
+import warnings
 from types import TracebackType
+from typing import Literal
 
 import torch
 
 __all__ = ["inline_under_compile"]
 
-enabled = False  # read while tracing, and guarded: code compiled under the other choice is not reused
+Choice = bool | Literal["auto"]
+
+enabled: Choice = False  # read while tracing, and guarded: code compiled under another choice is not reused
+table = ""  # likewise; of the reasons under "auto" (choosing.py), the name; "" where the operator is kept all the same
 
 
 def wanted() -> bool:
     """Of what is traced: on request, and for ONNX, which knows no operators of ours."""
-    return enabled or torch.onnx.is_in_onnx_export()
+    return enabled is True or torch.onnx.is_in_onnx_export()
+
+
+def is_left_open() -> bool:
+    """Whether a call that is traced becomes operator or formula only in its graph. Programs that are exported are for
+    any compiler, and hold the operator."""
+    return enabled == "auto" and table != "" and not torch.compiler.is_exporting()
 
 
 class inline_under_compile:
@@ -29,14 +40,28 @@ class inline_under_compile:
         with srmsnorm.inline_under_compile():
             compiled(x)
 
-    A compiled function that is called under the other choice is compiled once more.
+    A compiled function that is called under another choice is compiled once more.
+
+    ``"auto"`` leaves the choice to each call of :func:`srmsnorm.srms_norm`, :func:`srmsnorm.add_srms_norm` and their
+    module: the operator stays in the graph through autograd, so that backward keeps y and rstd, and is then replaced,
+    forward and backward apart, by the formula with the same results where a table of measured reasons
+    (``srmsnorm/choosing.py``) says so. Only Inductor asks the table; other backends, ``torch.export`` and the rest of
+    the operators keep the operator. What became what: the logger ``"srmsnorm"``, level INFO, and
+    ``torch._dynamo.utils.counters["srmsnorm"]``.
 
     Args:
-        enable: whether to inline.
+        enable: whether to inline, or ``"auto"``.
+
+    Raises:
+        ValueError: another value.
     """
 
-    def __init__(self, enable: bool = True) -> None:
+    def __init__(self, enable: Choice = True) -> None:
         global enabled
+        if not (enable is True or enable is False or enable == "auto"):
+            raise ValueError(f"srmsnorm: enable must be True, False or 'auto', got {enable!r}")
+        if enable == "auto":
+            _prepare()
         self._enable, self._before = enable, enabled
         enabled = enable
 
@@ -50,3 +75,17 @@ class inline_under_compile:
     ) -> None:
         global enabled
         enabled = self._before
+
+
+def _prepare() -> None:
+    """Once: nothing of it is imported, or known to PyTorch, unless asked for. Dynamo runs an import as it is."""
+    from . import choosing  # noqa: F401
+
+
+def warn_of(error: Exception) -> None:
+    """Where PyTorch's internals have moved."""
+    warnings.warn(
+        f'srmsnorm: inline_under_compile("auto") keeps the operator, as torch {torch.__version__} is not what it knows '
+        f"({type(error).__name__}: {error})",
+        stacklevel=2,
+    )

@@ -1,0 +1,142 @@
+"""Operator or formula: the table that ``inline_under_compile("auto")`` asks for each call of a compiled graph.
+
+The first row whose condition holds decides. A measurement is a model's tokens a second relative to the same model with
+``F.rms_norm`` (above 1 is faster), bf16, 4 x 2048 tokens of 2048 features, heads of 128, on an H100.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterable
+from types import CodeType
+from typing import Any, Literal, NamedTuple
+
+from . import inlining
+
+__all__ = ["TABLE", "Call", "Row", "choose", "use"]
+
+Answer = Literal["operator", "formula"]
+
+
+class Call(NamedTuple):
+    """What is known of a call when its graph is about to become code. Sizes that are symbols are None."""
+
+    operator: str  # its name, as "_add_srms_norm"
+    backward: bool
+    training: bool  # a backward, or a forward whose y and rstd a backward keeps
+    dim: Any  # int | None
+    rows: int | None
+    unit_stride: bool  # of the last dimension, of every operand
+    mixed: bool  # operands and results of more than one dtype, rstd aside
+    pointwise_before: bool  # an operand comes from an elementwise operation, a cast too, perhaps through views
+    pointwise_after: bool  # a result goes to one
+    grad_sum: bool  # a backward with a gradient of the sum
+
+    @property
+    def fuses(self) -> bool:
+        return self.pointwise_before or self.pointwise_after
+
+
+class Row(NamedTuple):
+    """A reason. The condition is a function of the call alone: it names nothing that may change."""
+
+    reason: str
+    holds: Callable[[Call], bool]
+    answer: Answer
+    measured: str
+
+
+# Behind the row of those whose length is not known, dim is a number.
+TABLE: tuple[Row, ...] = (
+    Row(
+        "strided last dimension",
+        lambda call: not call.unit_stride,
+        "formula",
+        "not measured: the operator copies the operand first, the formula reads it as it is",
+    ),
+    Row(
+        "row length known at run time alone",
+        lambda call: call.dim is None,
+        "operator",
+        "not measured: generated code cannot hold such a row, and reads it twice",
+    ),
+    Row(
+        "few long rows",
+        lambda call: call.dim >= 4096 and call.rows is not None and call.rows <= 64,
+        "operator",
+        "not measured: generated code gives a row to one block, the operator spreads it",
+    ),
+    Row(
+        "rows past one sweep",
+        lambda call: call.dim > 16384,
+        "operator",
+        "not measured: generated code reads a row twice, the operator once",
+    ),
+    Row(
+        "short rows in training",
+        lambda call: call.dim <= 256 and call.training,
+        "operator",
+        "QK-norm GPT, training: 1.016 the operator; 1.009 the formula of forward, 1.004 of backward too",
+    ),
+    Row(
+        "short rows beside elementwise operations",
+        lambda call: call.dim <= 256 and call.fuses,
+        "formula",
+        "QK-norm attention, forward: the operator takes 1.297 of the formula's time; "
+        "QK-norm GPT, forward: 1.006, the operator 1.008, no more than noise",
+    ),
+    Row(
+        "short rows",
+        lambda call: call.dim <= 256,
+        "operator",
+        "QK-norm GPT, forward: 1.008; 1.004 the formula everywhere",
+    ),
+    Row(
+        "long rows",
+        lambda call: True,
+        "formula",
+        "TransNormer, forward: 0.997 and 384 MiB; 0.983 and 416 MiB the formula beside elementwise operations alone, "
+        "0.963 and 416 MiB the operator. Training: 1.017; 1.010, 0.997",
+    ),
+)
+
+
+_tables: dict[str, tuple[Row, ...]] = {}  # by the name that graphs know them by
+
+
+def use(table: Iterable[Row]) -> None:
+    """Another table, for what is compiled from now on under "auto"; to measure one against the other."""
+    rows = tuple(table)
+    name = _name(rows)
+    _tables[name] = rows
+    inlining.table = name
+
+
+def choose(call: Call, table: str) -> tuple[Answer, str]:
+    """The answer of the table of that name, and its reason."""
+    for row in _tables.get(table, ()):
+        if row.holds(call):
+            return row.answer, row.reason
+    return "operator", "no reason"
+
+
+def _name(rows: tuple[Row, ...]) -> str:
+    """Goes into graphs, and so into the keys of PyTorch's caches of compiled code: equal for equal code alone."""
+    digest = hashlib.sha256()
+    for file in ("choosing.py", "replacing.py", "undecided.py", "reference.py"):
+        digest.update((pathlib.Path(__file__).parent / file).read_bytes())
+    for row in rows:
+        digest.update(repr((row.reason, row.answer, _code(row.holds.__code__))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    constants = [_code(value) if isinstance(value, CodeType) else value for value in code.co_consts]
+    return code.co_code, code.co_names, code.co_varnames, constants
+
+
+try:
+    from . import undecided as undecided  # the operators of graphs that ask
+except (ImportError, AttributeError, LookupError, TypeError) as _error:
+    inlining.warn_of(_error)
+else:
+    use(TABLE)

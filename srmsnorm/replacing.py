@@ -1,0 +1,204 @@
+"""Inductor's part of ``inline_under_compile("auto")``: after its graphs are parted, each undecided call becomes the
+operator or our own formula, which has the operator's operands and results: what backward keeps stays y and rstd.
+"""
+
+import functools
+import logging
+import math
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from . import choosing, inlining, reference
+from ._dead_gradients import is_half_dead, keep_one
+from .undecided import TWINS
+
+__all__ = ["is_registered"]
+
+_log = logging.getLogger("srmsnorm")
+_OPERATORS = {twin: operator for operator, twin in TWINS.items()}
+
+
+@functools.cache
+def is_registered() -> bool:
+    """Registers with Inductor at the first call, behind its pass that drops dead gradients; whether that is done."""
+    try:
+        from torch._inductor.fx_passes.post_grad import pass_patterns
+        from torch._inductor.pattern_matcher import CallFunctionVarArgs, Match, register_graph_pattern
+
+        if not hasattr(Match, "replace_by_example"):
+            raise AttributeError("Match.replace_by_example")
+        register_graph_pattern(CallFunctionVarArgs([*_OPERATORS]), pass_dict=pass_patterns[1])(_decide)
+    except (ImportError, AttributeError, LookupError, TypeError) as error:
+        inlining.warn_of(error)
+        return False
+    return True
+
+
+def _decide(match: Any, *args: Any, **kwargs: Any) -> None:
+    node = match.output_node()
+    kept = _OPERATORS[node.target]
+    given = _arguments(kept, node)
+    call = _described(kept, node, given)
+    answer, reason = choosing.choose(call, node.kwargs["table"])
+    _write_down(call, answer, reason)
+    if answer == "formula":
+        function, tensors = _formula(call.operator, given)
+        match.replace_by_example(function, tensors)
+        return
+    with match.graph.inserting_before(node):
+        others = {name: value for name, value in node.kwargs.items() if name != "table"}
+        same = match.graph.call_function(kept, node.args, others)
+    same.meta.update(node.meta)
+    node.replace_all_uses_with(same)
+    match.graph.erase_node(node)
+    if is_half_dead(same):
+        keep_one(same)
+
+
+def _arguments(kept: Any, node: Node) -> dict[str, Any]:
+    given: dict[str, Any] = {argument.name: argument.default_value for argument in kept._schema.arguments}
+    for name, value in zip(given, node.args, strict=False):
+        given[name] = value
+    return given | {name: value for name, value in node.kwargs.items() if name != "table"}
+
+
+def _write_down(call: choosing.Call, answer: str, reason: str) -> None:
+    from torch._dynamo.utils import counters
+
+    counters["srmsnorm"][f"{call.operator}: {answer}"] += 1
+    sizes = ["?" if size is None else str(size) for size in (call.rows, call.dim)]
+    _log.info("%s of %s rows of %s: %s (%s)", call.operator, *sizes, answer, reason)
+
+
+# ---- what the table is asked with
+
+
+def _described(kept: Any, node: Node, given: dict[str, Any]) -> choosing.Call:
+    operands = [value for name, value in given.items() if isinstance(value, Node) and name != "rstd"]
+    values = [value.meta["val"] for value in operands]
+    *leading, dim = values[0].shape
+    name = kept._schema.name.removeprefix("srmsnorm::")
+    results = node.meta["val"]
+    results = results if isinstance(results, (tuple, list)) else [results]
+    wide = [result for result in results if result.ndim == len(leading) + 1]
+    return choosing.Call(
+        operator=name,
+        backward="backward" in name,
+        training=name.startswith("_"),
+        dim=_known(dim),
+        rows=math.prod(leading) if all(_known(size) is not None for size in leading) else None,
+        unit_stride=all(_known(value.stride(-1)) == 1 or _known(dim) == 1 for value in values),
+        mixed=len({value.dtype for value in (*values, *wide)}) > 1,
+        pointwise_before=any(_is_pointwise(_behind_views(value)) for value in operands),
+        pointwise_after=any(_is_pointwise(user) for user in _users(node)),
+        grad_sum=given.get("grad_sum") is not None,
+    )
+
+
+def _known(size: Any) -> int | None:
+    return size if isinstance(size, int) else None
+
+
+_PASSED_ON = (torch.ops.aten.clone.default, torch.ops.aten.cat.default)  # what Inductor fuses as it does a view
+
+
+def _is_view(node: Node) -> bool:
+    return node.target is operator.getitem or getattr(node.target, "is_view", False) or node.target in _PASSED_ON
+
+
+def _is_pointwise(node: Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def _behind_views(node: Node) -> Node:
+    while _is_view(node) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
+def _users(node: Node) -> Iterator[Node]:
+    for user in node.users:
+        if _is_view(user):
+            yield from _users(user)
+        else:
+            yield user
+
+
+# ---- the formulas: functions of the tensors that are there, and these
+
+
+def _formula(name: str, given: dict[str, Any]) -> tuple[Callable[..., Any], list[Node]]:
+    names = [key for key, value in given.items() if isinstance(value, Node)]
+    others = {key: value for key, value in given.items() if key not in names}
+    formula = _FORMULAS[name]
+    return lambda *tensors: formula(**dict(zip(names, tensors, strict=True)), **others), [given[key] for key in names]
+
+
+def _dtype(name: str | None, otherwise: torch.dtype) -> torch.dtype:
+    return otherwise if name is None else getattr(torch, name)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(reference.accumulation_dtype(tensor.dtype))
+
+
+def _norm(input: Tensor, residual: Tensor | None, eps: float | None, dtype: str | None) -> tuple[Tensor, ...]:
+    """y, h and rstd."""
+    h = _wide(input) if residual is None else _wide(input) + _wide(residual)
+    r = torch.rsqrt(h.square().mean(-1, keepdim=True) + (reference.default_eps(h.dtype) if eps is None else eps))
+    return (h * r).to(_dtype(dtype, input.dtype)), h, r.squeeze(-1)
+
+
+def _srms_norm(
+    input: Tensor, residual: Tensor | None, eps: float | None, dtype: str | None = None
+) -> tuple[Tensor, Tensor]:
+    y, _, r = _norm(input, residual, eps, dtype)
+    return y, r
+
+
+def _add_srms_norm(
+    input: Tensor, residual: Tensor, eps: float | None, dtype: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, h, r = _norm(input, residual, eps, dtype)
+    return y, h.to(residual.dtype), r
+
+
+def _gradient(grad_output: Tensor, y: Tensor, rstd: Tensor, grad_sum: Tensor | None = None) -> Tensor:
+    """In the accumulation type; y may be in it."""
+    g, y = grad_output.to(rstd.dtype), y.to(rstd.dtype)
+    dh = rstd.unsqueeze(-1) * (g - y * (y * g).mean(-1, keepdim=True))
+    return dh if grad_sum is None else dh + grad_sum.to(dh.dtype)
+
+
+def _backward_input(
+    grad_output: Tensor, output: Tensor, rstd: Tensor, grad_sum: Tensor | None, dtype: str | None
+) -> Tensor:
+    return _gradient(grad_output, output, rstd, grad_sum).to(_dtype(dtype, output.dtype))
+
+
+def _backward_pair(
+    grad_output: Tensor, output: Tensor, rstd: Tensor, grad_sum: Tensor | None, dtype: str | None
+) -> tuple[Tensor, Tensor]:
+    dh = _gradient(grad_output, output, rstd, grad_sum)
+    return dh.to(_dtype(dtype, output.dtype)), dh
+
+
+def _backward_of_input(grad_output: Tensor, input: Tensor, rstd: Tensor) -> Tensor:
+    return _gradient(grad_output, input.to(rstd.dtype) * rstd.unsqueeze(-1), rstd).to(input.dtype)
+
+
+_FORMULAS: dict[str, Callable[..., Any]] = {
+    "srms_norm": lambda **given: _srms_norm(**given)[0],
+    "add_srms_norm": lambda **given: _add_srms_norm(**given)[:2],
+    "_srms_norm": _srms_norm,
+    "_add_srms_norm": _add_srms_norm,
+    "_srms_norm_backward_input": _backward_input,
+    "_srms_norm_backward_residual": lambda output, **given: _gradient(y=output, **given),
+    "_srms_norm_backward_pair": _backward_pair,
+    "_srms_norm_backward_of_input": _backward_of_input,
+}

@@ -1,0 +1,424 @@
+"""inline_under_compile("auto"): each call of a compiled graph becomes the operator or the formula, by a table of
+reasons; what backward keeps, derivatives and the default's bits stay."""
+
+import json
+import logging
+import warnings
+from functools import partial
+
+import fresh
+import pytest
+import samples
+import torch
+import torch._dynamo.compiled_autograd as compiled_autograd
+from decided import backend, decided, ours
+from graphs import run
+from samples import BFLOAT, FLOAT, HALF, Kind
+from tolerances import assert_compiled
+from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+import srmsnorm
+from srmsnorm import choosing, replacing
+from srmsnorm.undecided import TWINS
+
+EPS = 1e-3
+LONG, SHORT = (6, 512), (6, 64)  # of which training makes the formula, and the operator
+MIXED = Kind(BFLOAT, FLOAT)
+FORMULA = choosing.Row("all", lambda call: True, "formula", "")
+OPERATOR = choosing.Row("all", lambda call: True, "operator", "")
+
+auto = partial(srmsnorm.inline_under_compile, "auto")
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+@pytest.fixture(autouse=True)
+def table():
+    """Tables that a test uses end with it."""
+    counters.clear()
+    with auto():
+        pass
+    choosing.use(choosing.TABLE)
+    yield choosing.use
+    choosing.use(choosing.TABLE)
+
+
+def block(x, stream):
+    y, stream = srmsnorm.add_srms_norm(x, stream, eps=EPS)
+    return srmsnorm.srms_norm(y * 2, eps=EPS).sin(), stream
+
+
+def operands(kind=MIXED, shape=LONG, device="cpu"):
+    return list(samples.forward(kind, shape, device))
+
+
+def run_auto(function, tensors, **options):
+    """Outputs, gradients and graphs."""
+    compiled, before, after = decided(function, **options)
+    with auto():
+        return run(compiled, tensors), before, after
+
+
+# ---- what becomes of a call
+
+
+@pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT), Kind(HALF, HALF)], ids=str)
+@pytest.mark.parametrize("shape", [LONG, SHORT], ids=["formula", "operator"])
+def test_values(kind, shape, device):
+    tensors = operands(kind, shape, device)
+    got, before, after = run_auto(block, tensors)
+    assert_compiled(got, run(block, tensors))
+    assert [graph.count("srmsnorm_undecided") for graph in before] == [2, 2]
+    assert [len(ours(graph)) for graph in after] == ([0, 0] if shape == LONG else [2, 2])
+    assert not any("undecided" in name for graph in after for name in ours(graph))
+
+
+@pytest.mark.parametrize("answer", [FORMULA, OPERATOR], ids=["formula", "operator"])
+@pytest.mark.parametrize("dtype", [None, torch.float32, BFLOAT])
+@pytest.mark.parametrize("residual", [None, BFLOAT, FLOAT])
+def test_every_gradient(table, answer, dtype, residual):
+    """Each backward operator, with and without a gradient of the sum; kept, bit for bit."""
+    table([answer])
+    tensors = operands(Kind(BFLOAT, residual or BFLOAT))[: 2 if residual else 1]
+
+    def function(*operands):
+        y = srmsnorm.srms_norm(*operands, eps=EPS, dtype=dtype)
+        return (y.sin(), *(srmsnorm.add_srms_norm(*operands, eps=EPS, dtype=dtype) if residual else ()))
+
+    got, _, after = run_auto(function, tensors)
+    want = run(function, tensors)
+    assert_compiled(got, want)
+    assert all(bool(ours(graph)) == (answer is OPERATOR) for graph in after) and len(after) == 2
+    if answer is OPERATOR:
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_dead_gradients(table, dead):
+    """A pair that is kept shrinks to the gradient that is used, as it does by default."""
+    table([OPERATOR])
+    tensors = operands()
+
+    def function(x, stream):
+        y, vjp = torch.func.vjp(lambda x, stream: srmsnorm.srms_norm(x, stream, eps=EPS), x, stream)
+        return vjp(y.cos())[1 - dead]
+
+    compiled, _, after = decided(function)
+    with auto():
+        compiled(*tensors)
+    assert ours(after[0])[-1] == f"srmsnorm._srms_norm_backward_{('residual', 'input')[dead]}.default"
+
+
+def test_what_is_saved():
+    """y and rstd, of a call that becomes the formula too."""
+    function = lambda x, stream: (srmsnorm.srms_norm(x, stream, eps=EPS),)  # noqa: E731
+    _, _, after = run_auto(function, operands())
+    assert not ours(after[0])
+    (outputs,) = after[0].output_node().args
+    assert [(tuple(node.meta["val"].shape), node.meta["val"].dtype) for node in outputs] == [
+        (LONG, BFLOAT),
+        (LONG, BFLOAT),
+        (LONG[:1], FLOAT),
+    ]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_inference(mode):
+    """Short rows: beside an elementwise operation the formula, else the operator."""
+    compiled, _, after = decided(lambda x, w: srmsnorm.srms_norm(srmsnorm.srms_norm(x @ w, eps=EPS).cos() @ w, eps=EPS))
+    x, w = samples.values((6, 64), FLOAT, "cpu"), samples.values((64, 64), FLOAT, "cpu", name="w")
+    with auto(), mode():
+        compiled(x, w)
+    assert ours(after[0]) == ["srmsnorm.srms_norm.default"]
+    assert counters["srmsnorm"] == {"srms_norm: formula": 1, "srms_norm: operator": 1}
+
+
+def test_generated_code(device):
+    """Inductor's. In training the operator of the short rows, and the other one's formula; no name of an open call."""
+
+    def function(x, w):
+        return srmsnorm.srms_norm(srmsnorm.srms_norm(x, eps=EPS) @ w, eps=EPS).sin()
+
+    x, w = samples.values(LONG, FLOAT, device), samples.values((512, 64), FLOAT, device, name="w")
+    with auto(), torch.no_grad():
+        got, (code,) = run_and_get_code(torch.compile(function, fullgraph=True), x, w)
+    assert "srmsnorm" not in code  # both: the second is beside an elementwise operation
+    assert_compiled([got], [function(x, w)])
+
+    leaves = [t.requires_grad_() for t in (x, w)]
+    with auto():
+        _, (code, *_) = run_and_get_code(torch.compile(function, fullgraph=True), *leaves)
+    assert code.count("torch.ops.srmsnorm._srms_norm.default(") == 1 and "srmsnorm_" not in code
+
+
+def test_bits_by_default(device):
+    tensors = [t.requires_grad_() for t in operands(device=device)]
+    norm = lambda x, stream: srmsnorm.srms_norm(x, stream, eps=EPS)  # noqa: E731
+    got, (code,) = run_and_get_code(torch.compile(norm, fullgraph=True), *tensors)
+    assert torch.equal(got, norm(*tensors)) and "torch.ops.srmsnorm._srms_norm.default(" in code
+
+
+# ---- how it is said
+
+
+def test_counted_and_logged(caplog):
+    with caplog.at_level(logging.INFO, logger="srmsnorm"):
+        run_auto(block, operands())
+    assert counters["srmsnorm"] == {
+        "_add_srms_norm: formula": 1,
+        "_srms_norm: formula": 1,
+        "_srms_norm_backward_input: formula": 1,
+        "_srms_norm_backward_pair: formula": 1,
+    }
+    assert "_add_srms_norm of 6 rows of 512: formula (long rows)" in caplog.messages
+
+
+def test_what_the_table_is_told(table):
+    calls = []
+    table([choosing.Row("seen", lambda call: calls.append(call), "formula", "")])
+
+    def function(x, stream):
+        a = srmsnorm.srms_norm(x.t(), eps=EPS)
+        b, stream = srmsnorm.add_srms_norm(x.unsqueeze(0).float().to(x.dtype), stream.unsqueeze(0), eps=EPS)
+        return a, b @ b.mT, stream
+
+    run_auto(function, operands())
+    seen = {(call.operator, call.dim): call for call in calls}
+    first, second = seen["_srms_norm", 6], seen["_add_srms_norm", 512]
+    assert (first.rows, first.unit_stride, first.mixed, first.fuses) == (512, False, False, False)
+    assert (second.rows, second.unit_stride, second.mixed, second.training) == (6, True, True, True)
+    pair = seen["_srms_norm_backward_pair", 512]
+    assert pair.backward and pair.grad_sum and not seen["_srms_norm_backward_input", 6].grad_sum
+
+
+# ---- the formulas
+
+
+@pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT), Kind(HALF, HALF)], ids=str)
+def test_formulas(kind):
+    """Of every call that may be left open: the operator's dtypes and shapes, and its values but for roundings."""
+    seen = set()
+    for name, args, kwargs in samples.calls(kind, (3, 16)):
+        twin = getattr(torch.ops.srmsnorm, name).default
+        if twin not in TWINS:
+            continue
+        seen.add(name)
+        given = {a.name: a.default_value for a in twin._schema.arguments}
+        given |= dict(zip(given, args, strict=False)) | kwargs
+        got, want = replacing._FORMULAS[name](**given), twin(*args, **kwargs)
+        got, want = ((results,) if isinstance(results, torch.Tensor) else results for results in (got, want))
+        assert_compiled(got, want)
+    assert seen
+
+
+# ---- one choice, one code
+
+
+def test_guards(table):
+    """Code of another choice, or of another table, is not called; that of this one is."""
+    compiled, _, after = decided(block)
+    tensors = operands()
+    counts = []
+    for choice in (False, "auto", True, "auto", False, True):
+        with srmsnorm.inline_under_compile(choice):
+            run(compiled, tensors)
+        counts.append(len(after) // 2)
+    table([OPERATOR])
+    with auto():
+        run(compiled, tensors)
+    assert [*counts, len(after) // 2] == [1, 2, 3, 3, 3, 3, 4]
+    assert [len(ours(graph)) for graph in after[::2]] == [2, 0, 0, 2]
+
+
+def test_scopes():
+    """A backward is compiled as its forward was, wherever that is; a choice in compiled code holds there."""
+    compiled, _, after = decided(block)
+    with auto():
+        outputs = compiled(*(t.requires_grad_() for t in operands()))
+    outputs[0].sum().backward()
+    assert [ours(graph) for graph in after] == [[], []]
+
+    def inside(x, stream):
+        with srmsnorm.inline_under_compile("auto"):
+            y = srmsnorm.srms_norm(x, stream, eps=EPS)
+        return y.sin(), srmsnorm.srms_norm(x, eps=EPS).cos()
+
+    compiled, _, after = decided(inside)
+    assert_compiled(run(compiled, operands()), run(inside, operands()))
+    assert [len(ours(graph)) for graph in after] == [1, 1]
+    assert srmsnorm.inlining.enabled is False
+    for wrong in ("always", None, 2):
+        with pytest.raises(ValueError, match="srmsnorm: enable must be"):
+            srmsnorm.inline_under_compile(wrong)
+
+
+CACHED = """
+import json, sys
+import torch, srmsnorm
+from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
+
+found = []
+for factor, choice in json.loads('{plan}'):
+    torch._dynamo.reset()
+    counters.clear()
+    function = lambda x: srmsnorm.srms_norm(x) * factor
+    with srmsnorm.inline_under_compile(choice), torch.no_grad():
+        _, code = run_and_get_code(torch.compile(function, fullgraph=True), torch.ones(6, 512))
+    found.append(["torch.ops.srmsnorm.srms_norm.default(" in code[0], counters["inductor"]["fxgraph_cache_hit"]])
+print(json.dumps(found))
+"""
+
+
+def test_caches_on_disk(tmp_path):
+    """Two processes: neither finds the other choice's code, and the second finds the first one's of its own."""
+
+    def found(plan):
+        program = CACHED.format(plan=json.dumps(plan))
+        done = fresh.run(program, TORCHINDUCTOR_CACHE_DIR=str(tmp_path), TORCHINDUCTOR_FORCE_DISABLE_CACHES="0")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    assert found([(2, "auto"), (3, False)]) == [[False, 0], [True, 0]]
+    assert found([(2, False), (3, "auto"), (2, "auto"), (3, False)]) == [[True, 0], [False, 0], [False, 1], [True, 1]]
+
+
+# ---- where else it holds
+
+
+def test_dynamic_shapes(table):
+    """One graph for all numbers of rows; for all lengths the operator, or, where a table says so, the formula."""
+    compiled, _, after = decided(block)
+
+    def marked(*tensors):
+        for tensor in tensors:
+            torch._dynamo.mark_dynamic(tensor, 0)
+        return compiled(*tensors)
+
+    with auto():
+        for shape in ((6, 512), (3, 512), (9, 512)):
+            assert_compiled(run(marked, operands(shape=shape)), run(block, operands(shape=shape)))
+    assert [ours(graph) for graph in after] == [[], []]
+    for rows, kept in (([FORMULA], [0, 0]), (choosing.TABLE, [2, 2])):
+        table(rows)
+        compiled, _, after = decided(block, dynamic=True)
+        with auto():
+            for shape in ((6, 512), (3, 320), (9, 130)):
+                assert_compiled(run(compiled, operands(shape=shape)), run(block, operands(shape=shape)))
+        assert [len(ours(graph)) for graph in after] == kept
+
+
+def policy(context, op, *args, **kwargs):
+    norm = op in (torch.ops.srmsnorm._srms_norm.default, torch.ops.srmsnorm._add_srms_norm.default)
+    return CheckpointPolicy.MUST_SAVE if norm else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@pytest.mark.parametrize(("selective", "calls"), [(False, 4), (True, 2)])
+def test_checkpoint(selective, calls):
+    """Recomputed norms are decided too; a policy sees the operators and saves them."""
+    contexts = {"context_fn": partial(create_selective_checkpoint_contexts, policy)} if selective else {}
+    function = lambda *tensors: checkpoint(block, *tensors, use_reentrant=False, **contexts)  # noqa: E731
+    got, before, after = run_auto(function, operands())
+    assert_compiled(got, run(block, operands()))
+    assert before[1].count("srmsnorm_undecided") == calls
+    assert [ours(graph) for graph in after] == [[], []]
+
+
+@pytest.mark.parametrize("shape", [LONG, SHORT], ids=["formula", "operator"])
+def test_compiled_autograd(shape):
+    """The backward that it traces is that of a forward whose calls were left open."""
+    compiled, _, _ = decided(block)
+    after = []
+    tensors = operands(shape=shape)
+    with auto(), compiled_autograd._enable(torch.compile(backend=backend([], after), fullgraph=True)):
+        got = run(compiled, tensors)
+    assert_compiled(got, run(block, tensors))
+    assert [len(ours(graph)) for graph in after] == [0 if shape == LONG else 2]
+
+
+def test_transforms():
+    x, tangent = samples.values((2, *LONG), FLOAT, "cpu"), samples.values((2, *LONG), FLOAT, "cpu", name="t")
+    norm = lambda t: srmsnorm.srms_norm(t, eps=EPS)  # noqa: E731
+    functions = [
+        lambda x, t: (torch.func.vmap(torch.func.grad(lambda x: norm(x).pow(3).sum()))(x),),
+        lambda x, t: torch.func.jvp(norm, (x,), (t,)),
+        lambda x, t: (torch.func.grad(lambda x: torch.func.grad(lambda x: norm(x).sin().sum())(x).cos().sum())(x),),
+    ]
+    for function in functions:
+        compiled, before, after = decided(function)
+        with auto():
+            assert_compiled(compiled(x, tangent), function(x, tangent))
+        assert "srmsnorm_undecided" in before[0] and not ours(after[0])
+
+
+@pytest.mark.parametrize("name", ["eager", "aot_eager"])
+def test_other_backends(name):
+    """Nobody decides: the operator, bit for bit."""
+    with auto():
+        got = run(torch.compile(block, fullgraph=True, backend=name), operands())
+    assert all(torch.equal(a, b) for a, b in zip(got, run(block, operands()), strict=True))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict):
+    with auto():
+        program = torch.export.export(srmsnorm.SRMSNorm(512, EPS), (operands()[0],), strict=strict)
+        assert ours(program.graph) == ours(program.run_decompositions().graph) == ["srmsnorm.srms_norm.default"]
+
+
+def test_cuda_graphs(cuda):
+    compiled = torch.compile(block, fullgraph=True, mode="reduce-overhead")
+    with auto():
+        for repeat in range(3):
+            tensors = [t * (repeat + 1) for t in operands(shape=(64, 512), device=cuda)]
+            torch.compiler.cudagraph_mark_step_begin()
+            assert_compiled([t.clone() for t in run(compiled, tensors)], run(block, tensors))
+
+
+# ---- what it costs those who do not ask, and where PyTorch has moved
+
+LAZY = """
+import sys, torch, srmsnorm
+names = ("srmsnorm.choosing", "srmsnorm.undecided", "srmsnorm.replacing", "torch._inductor.pattern_matcher")
+assert not set(names) & set(sys.modules)
+asked = lambda: [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("srmsnorm_")]
+assert not asked()
+srmsnorm.inline_under_compile("auto")
+assert asked() and not set(names[2:]) & set(sys.modules)
+"""
+
+MOVED = """
+import warnings, torch, torch.fx.experimental.proxy_tensor as proxy_tensor
+del proxy_tensor.get_proxy_slot
+import srmsnorm
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        srmsnorm.inline_under_compile("auto")
+assert ["keeps the operator" in str(warning.message) for warning in caught] == [True], caught
+seen = []
+backend = lambda graph, inputs: seen.extend(str(node.target) for node in graph.graph.nodes) or graph.forward
+torch.compile(srmsnorm.srms_norm, fullgraph=True, backend=backend)(torch.ones(2, 8))
+assert "srmsnorm.srms_norm.default" in seen, seen
+"""
+
+
+@pytest.mark.parametrize("program", [LAZY, MOVED], ids=["lazy", "moved"])
+def test_fresh_process(program):
+    done = fresh.run(program)
+    assert done.returncode == 0, done.stderr
+
+
+def test_moved_inductor(monkeypatch):
+    """Without its pattern matcher the operator stays, and one warning says so."""
+    assert replacing.is_registered()
+    monkeypatch.delattr(torch._inductor.pattern_matcher.Match, "replace_by_example")
+    with pytest.warns(UserWarning, match="keeps the operator"):
+        assert not replacing.is_registered.__wrapped__()
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(replacing, "is_registered", lambda: False)
+        got, before, after = run_auto(block, operands())
+    assert not any("undecided" in graph for graph in before) and [len(ours(graph)) for graph in after] == [2, 2]
+    assert_compiled(got, run(block, operands()))
