@@ -39,7 +39,7 @@ def is_registered() -> bool:
     return True
 
 
-def _decide(match: Any, *args: Any, **kwargs: Any) -> None:
+def _decide(match: Any, *_: Any, **__: Any) -> None:
     node = match.output_node()
     kept = _OPERATORS[node.target]
     given = _arguments(kept, node)
@@ -51,9 +51,11 @@ def _decide(match: Any, *args: Any, **kwargs: Any) -> None:
         match.replace_by_example(function, tensors)
         return
     with match.graph.inserting_before(node):
-        others = {name: value for name, value in node.kwargs.items() if name != "table"}
-        same = match.graph.call_function(kept, node.args, others)
+        same = match.graph.call_function(kept, node.args, _without_table(node.kwargs))
     same.meta.update(node.meta)
+    if "eager_input_vals" in node.meta:  # by which Inductor gives the operands the strides of eager ones
+        args, kwargs = node.meta["eager_input_vals"]
+        same.meta["eager_input_vals"] = args, _without_table(kwargs)
     node.replace_all_uses_with(same)
     match.graph.erase_node(node)
     if is_half_dead(same):
@@ -64,7 +66,11 @@ def _arguments(kept: Any, node: Node) -> dict[str, Any]:
     given: dict[str, Any] = {argument.name: argument.default_value for argument in kept._schema.arguments}
     for name, value in zip(given, node.args, strict=False):
         given[name] = value
-    return given | {name: value for name, value in node.kwargs.items() if name != "table"}
+    return given | _without_table(node.kwargs)
+
+
+def _without_table(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name != "table"}
 
 
 def _write_down(call: choosing.Call, answer: str, reason: str) -> None:

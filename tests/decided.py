@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from functorch.compile import min_cut_rematerialization_partition
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import detect_fake_mode
 from torch._inductor import compile_fx  # noqa: F401  (where it is here, calls are left open)
@@ -21,7 +21,7 @@ def backend(before, after):
             post_grad_passes(graph, is_inference)
         graph.recompile()
         after.append(graph.graph)
-        return graph
+        return make_boxed_func(graph)
 
     return aot_autograd(
         fw_compiler=keep,
