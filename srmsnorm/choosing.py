@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from types import CodeType
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 from . import inlining
 
 __all__ = ["TABLE", "Call", "Row", "choose", "use"]
@@ -136,6 +138,8 @@ def _code(code: CodeType) -> tuple[Any, ...]:
 
 try:
     from . import undecided as undecided  # the operators of graphs that ask
+
+    torch.compiler._is_exporting_flag  # noqa: B018  what is_left_open reads
 except (ImportError, AttributeError, LookupError, TypeError) as _error:
     inlining.warn_of(_error)
 else:
