@@ -56,36 +56,50 @@ def plot(frame: pd.DataFrame, stem: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _tables(frame: pd.DataFrame) -> dict[str, Any]:
-    """Time and memory by n, as in the published figures."""
+    """Time and memory by n, of the best of the others'."""
     groups = list(frame.groupby(["dtype", "dim"], sort=False))
     return {"" if len(groups) == 1 else f"-{t}-{d}": _by_n(group, f"dim {d}, {t}") for (t, d), group in groups}
 
 
 def _by_n(frame: pd.DataFrame, what: str) -> Any:
-    figure, axes = plt.subplots(2, 4, figsize=(14, 6.5), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(14, 6.5), layout="constrained", sharey="row")
     kinds = [(op, residual) for op in ("forward", "backward") for residual in ("False", "True")]
     for line, metric in zip(axes, ("speed", "memory"), strict=True):
         for axis, (op, residual) in zip(line, kinds, strict=True):
             rows = frame[(frame["metric"] == metric) & (frame["op"] == op) & (frame["residual"] == residual)]
-            for name in ordered(rows["provider"]):
-                own = rows[rows["provider"] == name].sort_values("n")
-                axis.plot(own["n"], own["value"], marker="o", ms=3, label=name, color=COLORS.get(name))
-            axis.set_xscale("log", base=2)
-            axis.set_yscale("log")
-            lengths = sorted(set(rows["n"]))
-            axis.set_xticks(lengths, [str(n) for n in lengths], rotation=45)
-            axis.xaxis.set_minor_locator(NullLocator())
+            _against_the_best(axis, rows)
             axis.set_title(f"{op}{', residual' if residual == 'True' else ''}")
-            axis.set_xlabel("n")
-        line[0].set_ylabel("time (ms)" if metric == "speed" else "peak memory (MiB)")
+        line[0].set_ylabel(f"{'time' if metric == 'speed' else 'peak memory'}, of the best other's")
     axes[0][0].legend()
     first = frame.iloc[0]
     figure.suptitle(f"{first['device']}, batch {first['batch']}, {what}")
     return figure
 
 
+def _against_the_best(axis: Any, rows: pd.DataFrame) -> None:
+    """Below 1 is better than all others."""
+    best = rows[rows["provider"] != "ours"].groupby("n")["value"].min()
+    for name in ordered(rows["provider"]):
+        own = rows[(rows["provider"] == name) & rows["n"].isin(best.index)].sort_values("n")
+        axis.plot(own["n"], own["value"].to_numpy() / best[own["n"]].to_numpy(), label=name, **_style(name))
+    axis.axhline(1, color="black", lw=0.5)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
+    lengths = sorted(set(rows["n"]))
+    axis.set_xticks(lengths, [str(n) for n in lengths], rotation=45)
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("n")
+
+
+def _style(name: str) -> dict[str, Any]:
+    """Ours on top, and thicker: other lines coincide with it."""
+    top = {"zorder": 4, "lw": 2} if name == "ours" else {"zorder": 2, "lw": 1.2}
+    return {"color": COLORS.get(name), "marker": "o", "ms": 3, **top}
+
+
 def _sweep(frame: pd.DataFrame) -> dict[str, Any]:
-    """Bandwidth by dim, the roof as a line: a row of panels for each dtype, a column for each operation."""
+    """Fraction of the roof by dim: a row of panels for each dtype, a column for each operation."""
     kinds = list(dict.fromkeys(zip(frame["dtype"], frame["threads"], strict=True)))
     ops = list(dict.fromkeys(frame["op"]))
     size = (3.4 * len(ops), 2.7 * len(kinds) + 0.8)
@@ -93,27 +107,27 @@ def _sweep(frame: pd.DataFrame) -> dict[str, Any]:
     for line, (dtype, threads) in zip(axes, kinds, strict=True):
         for axis, op in zip(line, ops, strict=True):
             rows = frame[(frame["dtype"] == dtype) & (frame["threads"] == threads) & (frame["op"] == op)]
-            _bandwidth(axis, cells_of(rows), ordered(rows["provider"]))
+            _fractions(axis, cells_of(rows), [name for name in ordered(rows["provider"]) if name != "roof"])
             axis.set_title(f"{op}, {dtype}" + (f", {threads} threads" if len(set(frame["threads"])) > 1 else ""))
-        line[0].set_ylabel("GB/s")
+        line[0].set_ylabel("fraction of the roof")
     for axis in axes[-1]:
-        axis.set_xlabel("dim")
-    handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+        axis.set_xlabel("dim (+: not a multiple of 16)")
+    handles = {line.get_label(): line for axis in axes.flat for line in axis.get_lines() if line.get_label()[0] != "_"}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=max(1, len(handles)))
     figure.suptitle(frame["device"].iloc[0])
     return {"": figure}
 
 
-def _bandwidth(axis: Any, cells: list[Cell], names: list[str]) -> None:
-    """The roof differs a little between parts measured apart; a provider is drawn relative to the roof of its part."""
+def _fractions(axis: Any, cells: list[Cell], names: list[str]) -> None:
+    """Odd dims are marks of their own: a line through them would be a zigzag."""
     cells = sorted((cell for cell in cells if cell.roof), key=lambda cell: (cell.dim, cell.rows))
+    axis.axhline(1, color="black", lw=0.5)
     for name in names:
-        own = [cell for cell in cells if name in cell.fraction]
-        style = {"color": "black", "lw": 1} if name == "roof" else {"color": COLORS.get(name), "marker": "o", "ms": 3}
-        axis.plot(
-            [cell.dim for cell in own], [cell.roof * cell.fraction[name] for cell in own],
-            label=COLUMNS.get(name, name), zorder=3 if name == "ours" else 2, **style,
-        )  # fmt: skip
+        for odd in (False, True):
+            own = [cell for cell in cells if name in cell.fraction and (cell.dim % 16 != 0) == odd]
+            style = _style(name) | ({"lw": 0, "marker": "+", "ms": 6} if odd else {})
+            label = None if odd else COLUMNS.get(name, name)
+            axis.plot([cell.dim for cell in own], [cell.fraction[name] for cell in own], label=label, **style)
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda dim, _: f"{dim:g}"))
     axis.xaxis.set_minor_locator(NullLocator())
