@@ -61,5 +61,5 @@ def _sweep(path: pathlib.Path, link: str) -> list[str]:
         "Over dims and dtypes, as fractions of the roof, the time of a plain PyTorch operation that moves the same "
         f"bytes ([every cell]({link}/sweep.md)):",
         *cells.summary(cells.cells_of(frame)),
-        f"![bandwidth by dim]({link}/sweep.png)",
+        f"![fraction of the roof by dim]({link}/sweep.png)",
     ]
