@@ -295,10 +295,10 @@ def _share(rng, call: Call) -> None:
     for operand in call.operands.values():
         operand.start, operand.scale, operand.spread = first.start, 0, 0
         operand.content = "positive" if operand.content == "positive" else "normal"
-        wide = operand.dtype.itemsize // first.dtype.itemsize if operand is not first else 1
+        wide = max(operand.dtype.itemsize // first.dtype.itemsize, 1)  # elements of the first one in one of these
         apart = rng.choice((0, 1, call.shape[-1], call.shape[-1], rng.randrange(extent + 1), extent, extent + 3))
         if operand is not first:
-            operand.offset = (first.offset + apart + wide - 1) // max(wide, 1)
+            operand.offset = (first.offset + apart + wide - 1) // wide
 
 
 def _draw_batch(rng, call: Call) -> None:

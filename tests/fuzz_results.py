@@ -135,7 +135,7 @@ def _check_backward_of_input(
     kept = input.double() * rstd.double().unsqueeze(-1)
     want = truth.backward(grad_output, kept, rstd)
     bound = backward_bound(want, grad.dtype, grad_output, kept, rstd)
-    return {"grad_input": within("grad_input", grad, want, bound)}
+    return {"grad_input": within("grad_input", grad, _not_finite_either(grad, want, bound), bound)}
 
 
 def _check_gated_values(call: Call, got: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, float]:
