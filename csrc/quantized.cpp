@@ -159,6 +159,8 @@ double check_quantized_in_place(const Tensor& input, const Tensor& residual, con
   double eps = check_quantized(input, residual, scale, options);
   TORCH_CHECK(!input._is_zerotensor() && !residual._is_zerotensor(), "srmsnorm: ", kInPlace,
               " overwrites its residual, but got a ZeroTensor, which has no memory: clone it first");
+  TORCH_CHECK(!present(scale) || !scale->_is_zerotensor(), "srmsnorm: ", kInPlace,
+              " reads its scale, but got a ZeroTensor, which has no memory: clone it first");
   TORCH_CHECK(has_unit_stride(residual), "srmsnorm: ", kInPlace,
               " needs a residual whose last dimension has stride 1, got strides ", residual.sym_strides());
   return eps;
@@ -181,7 +183,8 @@ QuantizedTensors prepare_quantized_in_place(const Tensor& input, const Tensor& r
     check_no_overlap_of_written(residual, input, kInPlace);
     if (present(scale)) check_no_overlap_of_written(residual, *scale, kInPlace);
   }
-  auto tensors = prepare(resolve_negation(input), scale, options, eps);
+  auto given = present(scale) ? MaybeTensor(resolve_negation(*scale)) : scale;
+  auto tensors = prepare(resolve_negation(input), given, options, eps);
   tensors.residual = tensors.sum = resolve_negation(residual);
   return tensors;
 }

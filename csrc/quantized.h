@@ -35,7 +35,8 @@ double check_quantized_in_place(const Tensor& input, const Tensor& residual, con
 template <class Residual>
 QuantizedTensors prepare_quantized(const Tensor& input, const Residual& residual, const MaybeTensor& scale,
                                    const QuantizationOptions& options, bool sum);
-// The residual becomes the sum. A lazily negated one is resolved into a copy, which finish_quantized brings back.
+// The residual becomes the sum. A lazily negated one is resolved into a copy, which finish_quantized_in_place brings
+// back.
 QuantizedTensors prepare_quantized_in_place(const Tensor& input, const Tensor& residual, const MaybeTensor& scale,
                                             const QuantizationOptions& options);
 void finish_quantized_in_place(const QuantizedTensors& done, const Tensor& residual);

@@ -120,9 +120,11 @@ struct Rule<op::add_srms_norm_, void(const Tensor&, const Tensor&, MaybeDouble)>
   }
 };
 
-// A scale that is given: one element for all, or one of each of the batch, which every row of it gets.
+// A scale that is given: one element for all, or one of each of the batch, which every row of it gets; or one for each
+// row of every one of the batch.
 MaybeTensor in_rows(const Level& level, const MaybeTensor& scale, const Tensor& input) {
-  if (!scale || !level.batched(*scale)) return scale;
+  if (!scale) return scale;
+  if (!level.batched(*scale)) return scale->sym_numel() == 1 ? scale : level.in(scale);
   auto values = level.in(*scale);
   std::vector<c10::SymInt> sizes(input.dim(), 1);
   sizes[0] = values.sym_size(0);

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import sys
 from types import ModuleType
 from typing import Any
@@ -13,9 +14,8 @@ import torch
 __all__ = ["_C", "build_info", "cmake_prefix_path", "library_path"]
 
 _PACKAGE = pathlib.Path(__file__).absolute().parent
-_MINOR = ".".join(
-    torch.__version__.split(".")[:2]
-)  # what a wheel's libraries are for; ABI and operators are the minor's
+_MINOR = ".".join(torch.__version__.split(".")[:2])  # what a wheel's libraries are for; the ABI is the minor's
+_IS_RELEASED = re.fullmatch(r"[\d.]+(\.post\d+)?", torch.__version__.partition("+")[0])  # before, it may be another
 
 
 def _built_for() -> dict[str, Any]:
@@ -26,7 +26,7 @@ def _built_for() -> dict[str, Any]:
     built: dict[str, Any] = json.loads(note.read_text())
     torches = built["torch"]
     if isinstance(torches, list):
-        if _MINOR not in torches:
+        if _MINOR not in torches or not _IS_RELEASED:
             raise ImportError(_another_wheel(torches))
         return {**built, "torch": _MINOR}
     if torch.__version__ != torches:

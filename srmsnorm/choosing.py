@@ -140,7 +140,6 @@ try:
     from . import undecided as undecided  # the operators of graphs that ask
 
     torch.compiler._is_exporting_flag  # noqa: B018  what is_left_open reads
-except (ImportError, AttributeError, LookupError, TypeError) as _error:
-    inlining.warn_of(_error)
-else:
     use(TABLE)
+except (ImportError, AttributeError, LookupError, TypeError, RuntimeError, OSError) as _error:
+    inlining.warn_of(_error)

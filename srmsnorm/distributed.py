@@ -186,7 +186,7 @@ def _register() -> None:
         if op in COMPUTATIONS:
             cache = {} if _are_we_tracing() else _splits
             split = cache.get(call.schema)
-            if split is None:
+            if split is None or split.needs[0].mesh is not call.compute_mesh:  # equal meshes may be of other groups
                 whole = propagate(op, args, kwargs, call, True)
                 split = _split(op, call.schema, whole)
                 if split is None:

@@ -58,23 +58,29 @@ class inline_under_compile:
 
     def __init__(self, enable: Choice = True) -> None:
         global enabled
-        if not (enable is True or enable is False or enable == "auto"):
+        if not (type(enable) is bool or (type(enable) is str and enable == "auto")):
             raise ValueError(f"srmsnorm: enable must be True, False or 'auto', got {enable!r}")
         if enable == "auto":
             _prepare()
-        self._enable, self._before = enable, enabled
+        self._enable = enable
+        self._before = [enabled]  # one for each entry; the first is made here
+        self._entered = False
         enabled = enable
 
     def __enter__(self) -> None:
         global enabled
-        if enabled != self._enable:  # used a second time
-            self._before, enabled = enabled, self._enable
+        if self._entered:
+            self._before.append(enabled)
+        elif enabled != self._enable:  # another statement came between
+            self._before[0] = enabled
+        self._entered = True
+        enabled = self._enable
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         global enabled
-        enabled = self._before
+        enabled = self._before.pop()
 
 
 def _prepare() -> None:

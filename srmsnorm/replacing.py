@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from . import choosing, inlining, reference
 from ._dead_gradients import is_half_dead, keep_one
@@ -45,9 +46,11 @@ def _decide(match: Any, *_: Any, **__: Any) -> None:
     given = _arguments(kept, node)
     call = _described(kept, node, given)
     answer, reason = choosing.choose(call, node.kwargs["table"])
+    function, tensors = _formula(call.operator, given)
+    if answer == "formula" and not _lie_alike(node.meta["val"], function, tensors):
+        answer, reason = "operator", "the formula's results have other strides"
     _write_down(call, answer, reason)
     if answer == "formula":
-        function, tensors = _formula(call.operator, given)
         match.replace_by_example(function, tensors)
         return
     with match.graph.inserting_before(node):
@@ -60,6 +63,17 @@ def _decide(match: Any, *_: Any, **__: Any) -> None:
     match.graph.erase_node(node)
     if is_half_dead(same):
         keep_one(same)
+
+
+def _lie_alike(results: Any, function: Callable[..., Any], tensors: list[Node]) -> bool:
+    """Whether the formula's have the strides that the operator's have, of which the graph was made."""
+    from torch._inductor.virtualized import V
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    with V.fake_mode:
+        formulas = function(*(tensor.meta["val"] for tensor in tensors))
+    pairs = zip(*(tree_leaves(each) for each in (results, formulas)), strict=True)
+    return all(statically_known_true(a == b) for pair in pairs for a, b in zip(*map(Tensor.stride, pair), strict=True))
 
 
 def _arguments(kept: Any, node: Node) -> dict[str, Any]:

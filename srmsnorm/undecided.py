@@ -11,6 +11,7 @@ Where nobody decides, a twin computes what its operator does.
 
 import operator
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ _BACKWARD = (
     "_srms_norm_backward_of_input",
 )
 
-_asked: str | None = None  # the table of the call that is being taken apart
+_asked = threading.local()  # table: of the call that is being taken apart in this thread
 
 
 def _schema(name: str) -> str:
@@ -43,12 +44,12 @@ def _asking(name: str) -> Callable[..., Any]:
     function = getattr(_ops, name).default
 
     def call(*args: Any, table: str, **kwargs: Any) -> Any:
-        global _asked
-        before, _asked = _asked, table
+        before = getattr(_asked, "table", None)
+        _asked.table = table
         try:
             return function(*args, **kwargs)
         finally:
-            _asked = before
+            _asked.table = before
 
     return call
 
@@ -62,7 +63,7 @@ def _traced(mode: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, A
     """What is written down for a call of an operator."""
     if function not in TWINS:
         return function, kwargs
-    table = _asked or (_table_of(mode, args[2]) if function in _BACKWARDS else None)
+    table = getattr(_asked, "table", None) or (_table_of(mode, args[2]) if function in _BACKWARDS else None)
     if table is None or "torch._inductor.compile_fx" not in sys.modules:
         return function, kwargs
     from . import replacing  # not before Inductor itself is here

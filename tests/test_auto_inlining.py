@@ -166,6 +166,22 @@ def test_generated_backward(table, answer):
     assert len(codes) == 2 and [len(in_code(code)) for code in codes] == [0 if answer is FORMULA else 2] * 2
 
 
+def test_results_keep_their_strides(table):
+    """The operator's y of such rows is contiguous, the formula's is not, and the graph was made for the first."""
+    table([FORMULA])
+    x = samples.values((512, 6), FLOAT, "cpu").t()
+
+    def function(x):
+        y = srmsnorm.srms_norm(x, eps=EPS)
+        return y, y.view(-1), y.as_strided((8,), (1,))
+
+    got, _, after = run_auto(function, [x])
+    want = function(x)
+    assert [t.stride() for t in got[:3]] == [t.stride() for t in want]
+    assert_compiled(got[:3], want)
+    assert ours(after[0]) == ["srmsnorm._srms_norm.default"]
+
+
 def test_bits_by_default(device):
     tensors = [t.requires_grad_() for t in operands(device=device)]
     norm = lambda x, stream: srmsnorm.srms_norm(x, stream, eps=EPS)  # noqa: E731

@@ -10,6 +10,7 @@ from samples import BFLOAT, FLOAT, Kind
 from tolerances import assert_compiled
 
 import srmsnorm
+from srmsnorm import inlining
 
 EPS = 1e-3
 
@@ -105,3 +106,23 @@ def test_a_context_can_be_used_again():
         with context:
             assert srmsnorm.inlining.enabled
         assert not srmsnorm.inlining.enabled
+
+
+def test_one_context_again_and_in_itself():
+    """Each exit brings back what was before its entry."""
+    context = srmsnorm.inline_under_compile(True)
+    with context, context:
+        assert inlining.enabled is True
+    assert inlining.enabled is False
+    with context:
+        with context:
+            pass
+        assert inlining.enabled is True
+    assert inlining.enabled is False
+    try:
+        srmsnorm.inline_under_compile(True)
+        with context:
+            pass
+        assert inlining.enabled is True
+    finally:
+        srmsnorm.inline_under_compile(False)

@@ -1,5 +1,6 @@
 """Quantised results: bit for bit what the plain formula makes of our own y, and scales where they belong."""
 
+import itertools
 import math
 
 import plans
@@ -181,16 +182,20 @@ def test_zero_rows(device, kind, dtype):
         assert scale.isnan().all() and (not q.any() if dtype == INT8 else q.float().isnan().all())
 
 
+def one_element_off(tensor):
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+
 @pytest.mark.parametrize("fault", [float("nan"), float("inf"), float("-inf")], ids=str)
 @EVERY
 @EACH
 def test_faults(device, kind, dtype, fault):
-    """A row, or a group of it, and nothing else."""
-    for dim in (8, 33, 640):
+    """A row, or a group of it, and nothing else; also where rows do not begin at 16 bytes."""
+    for dim, place in itertools.product((8, 33, 640), (torch.clone, one_element_off)):
         input, residual = samples.forward(kind, (7, dim), device)
         for options in options_for(dim, device):
-            want = srmsnorm.srms_norm_quantized(input, residual, dtype=dtype, **options, eps=EPS)
-            bad = input.clone()
+            bad = place(input)
+            want = srmsnorm.srms_norm_quantized(bad, residual, dtype=dtype, **options, eps=EPS)
             bad[3, dim // 2] = fault
             got = check(bad, residual, dtype, options)
             others = torch.arange(7, device=device) != 3

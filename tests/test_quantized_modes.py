@@ -1,7 +1,6 @@
 """Quantised results in every mode: dispatcher, transforms, compilers, other tensors; what is refused, and how."""
 
 import itertools
-from functools import partial
 
 import fresh
 import pytest
@@ -150,52 +149,6 @@ def test_lazily_negated_operands(device, kind):
 
 
 # ---- torch.func
-
-
-@pytest.mark.parametrize("kind", BOTH, ids=str)
-def test_vmap(device, kind):
-    """Batched as a loop would, bit for bit, whatever is batched."""
-    for name, (input, residual, scale), given in calls(device, kind):
-        if name.endswith("_") or residual is None:
-            continue
-        for in_dims in ((0, 0, None), (1, 1, None), (0, None, None)):
-            alone = residual if in_dims[1] is not None else residual[0]
-            got = vmap(partial(getattr(ops, name), **given), in_dims)(input, alone, scale)
-            for k in range(SHAPE[in_dims[0]]):
-                one = input.select(in_dims[0], k), alone if in_dims[1] is None else residual.select(in_dims[0], k)
-                assert_same([t[k] for t in got], getattr(ops, name)(*one, scale, **given))
-
-
-def test_vmap_in_place(device):
-    for options in options_for(SHAPE[-1], device):
-        input, residual = operands(device=device)
-        stream = residual.clone()
-        got = vmap(lambda x, r, options=options: srmsnorm.add_srms_norm_quantized_(x, r, **options)[0])(input, stream)
-        want = srmsnorm.add_srms_norm_quantized(input, residual, **options)
-        assert_same([got, stream], [want[0], want[2]])
-    with pytest.raises(RuntimeError, match="srmsnorm: add_srms_norm_quantized_ under vmap overwrites its residual"):
-        vmap(srmsnorm.add_srms_norm_quantized_, in_dims=(0, None))(input, residual[0])
-
-
-def test_vmap_over_scales(device):
-    """Each of a batch by a scale of its own: experts."""
-    input = operands(device=device)[0]
-    scales = torch.tensor([0.01, 0.02, 0.03], device=device)
-    for of_one in (scales, scales.view(3, 1)):
-        for x, in_dims in ((input, (0, 0)), (input[0], (None, 0))):
-            got, used = vmap(lambda x, s: srmsnorm.srms_norm_quantized(x, scale=s), in_dims)(x, of_one)
-            assert torch.equal(used, of_one)
-            for k in range(3):
-                one = x[k] if in_dims[0] == 0 else x
-                assert_same([got[k]], [srmsnorm.srms_norm_quantized(one, scale=scales[k])[0]])
-
-
-def test_vmap_of_vmap(device):
-    input, residual = operands(device=device)
-    for options in options_for(SHAPE[-1], device):
-        function = lambda x, r, options=options: srmsnorm.srms_norm_quantized(x, r, **options)[0]  # noqa: E731
-        got = vmap(vmap(function, in_dims=0), in_dims=0)(input, residual)
-        assert_same([got], [srmsnorm.srms_norm_quantized(input, residual, **options)[0]])
 
 
 # ---- the dispatcher

@@ -39,7 +39,7 @@ __device__ __forceinline__ uint32_t two_float8(float low, float high) {
 #endif
 }
 
-// Two int8 in the upper half, and the upper half of those before below. Of a NaN 0.
+// Two int8 in the lower half, and the lower half of those before above. Of a NaN 0.
 __device__ __forceinline__ uint32_t two_int8(float low, float high, uint32_t before) {
   int a = max(__float2int_rn(low), -127), b = max(__float2int_rn(high), -127);
   uint32_t packed;

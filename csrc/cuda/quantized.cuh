@@ -144,13 +144,15 @@ struct Bytes {
 
  private:
   // By all lanes of the warp. Groups of rows that are cut from their begin on: the lanes of one are neighbours, and
-  // share a row.
+  // share a row. By the bits, of which a NaN's are the largest: no r carries it where the rows are normalized already.
   template <int N>
   __device__ __forceinline__ float largest_of_group(const float (&h)[N]) const {
-    float most = largest(h);
+    int most = 0;
+#pragma unroll
+    for (int i = 0; i < N; i++) most = max(most, __float_as_int(fabsf(h[i])));
 #pragma unroll 1
-    for (int lanes = how.group / (2 * N); lanes > 0; lanes /= 2) most = fmaxf(most, from_lane_xor(most, lanes));
-    return most;
+    for (int lanes = how.group / (2 * N); lanes > 0; lanes /= 2) most = max(most, __shfl_xor_sync(~0u, most, lanes));
+    return __int_as_float(most);
   }
 };
 
