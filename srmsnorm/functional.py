@@ -272,7 +272,7 @@ def srms_norm_quantized(
         q, used = _C.srms_norm_quantized(
             input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
         )
-    return q, used if scale is None or not isinstance(scale, Tensor) else scale
+    return q, _returned(scale, used)
 
 
 def add_srms_norm_quantized(
@@ -303,7 +303,7 @@ def add_srms_norm_quantized(
         q, used, sum = _C.add_srms_norm_quantized(
             input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
         )
-    return q, used if scale is None or not isinstance(scale, Tensor) else scale, sum
+    return q, _returned(scale, used), sum
 
 
 def add_srms_norm_quantized_(
@@ -340,7 +340,12 @@ def add_srms_norm_quantized_(
         q, used = _C.add_srms_norm_quantized_(
             input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
         )
-    return q, used if scale is None or not isinstance(scale, Tensor) else scale
+    return q, _returned(scale, used)
+
+
+def _returned(scale: Any, used: Tensor) -> Any:
+    """The scale itself, where it was given as a tensor."""
+    return used if scale is None or not isinstance(scale, Tensor) else scale
 
 
 def _tensor(scale: Any) -> Tensor | None:
