@@ -109,8 +109,11 @@ def test_what_is_read_twice():
     odd = {"in_phase": False}
     assert not plan("srms_norm", 4096, BFLOAT, BFLOAT, **odd)["twice"]
     assert plan("gated_srms_norm", 4096, **odd)["twice"] and not plan("gated_srms_norm", 200, **odd)["twice"]
-    assert plan("srms_norm_quantized", 4096, BFLOAT, BFLOAT, **odd)["twice"]
-    assert plan("srms_norm_quantized", 100)["twice"] and not plan("srms_norm", 100)["twice"]
+    assert numbers(plan("srms_norm_quantized", 4096, BFLOAT, BFLOAT, **odd)) == numbers(
+        plan("srms_norm", 4096, BFLOAT, BFLOAT, **odd)
+    )
+    for dim, options in ((64, {"aligned": False}), (32_768, {"max_cluster": 1})):
+        assert plan("srms_norm_quantized", dim, **options)["twice"] and not plan("srms_norm", dim, **options)["twice"]
     assert not plan("srms_norm_quantized", 4096)["twice"]
     # rstd reads what the norm does, an operand alone: nothing is out of phase with it.
     assert numbers(plan("rstd", 4096, **odd)) == numbers(plan("srms_norm", 4096))
@@ -147,7 +150,7 @@ TAKEN = [
     ("rstd", {}, set(), set()),
     ("gated_srms_norm", {}, set(), set()),
     ("_gated_srms_norm_backward", {}, set(), set()),
-    ("srms_norm_quantized", {}, {"apart"}, set()),
+    ("srms_norm_quantized", {}, set(), set()),
     ("srms_norm_quantized", {"residual_dtype": BFLOAT}, {"apart"}, set()),
 ]
 

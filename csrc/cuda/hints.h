@@ -45,10 +45,11 @@ constexpr const GpuClass& class_of(const Gpu& gpu) {
 // 530), and where float stands beside 16 bits by up to 6 % (3000: backward 0.999 of the roof for 0.956, forward with
 // sum 1.009 for 0.953). The numbers are the vectors that want to be on their way on a multiprocessor, from what was
 // best at dims 2304 to 262144. Not so beside a gate, whose activation wants more threads (forward, dim 65536 0.995 for
-// 0.953, 16384 1.005 for 0.996, with blocks not apart): the launcher does not ask.
+// 0.953, 16384 1.005 for 0.996, with blocks not apart): the launcher does not ask; nor where one operand is quantised
+// (8192 1.00 for 0.95, groups of 128 0.90 for 0.82; 16384 1.01 for 1.00).
 constexpr int resident_blocks(int vectors, bool clustered, Chunks chunks, bool mixed) {
   if (clustered) return chunks.all == 1 || vectors > 768 ? 0 : ceil_div(mixed ? 1350 : 1800, vectors);
-  if (vectors <= (chunks.all == 1 ? 384 : 256)) return 0;
+  if (vectors <= (chunks.all == 1 ? 384 : 256) || (chunks.in_bytes && chunks.all == 1)) return 0;
   if (mixed) return ceil_div(1100, vectors);
   if (chunks.all == 1) return ceil_div(2800, vectors);
   return std::max(vectors < kBlockVectors ? 2 : 1, ceil_div(1400, vectors));

@@ -47,14 +47,17 @@ struct Instance {
   Of flat, kept, general, shifted, twice;
 
   // Of an operator with few instances none is kept, and where whole warps share them, rows that lie anywhere are read
-  // as shifted (parts of a warp would lose by it: dim 100 0.68 of the roof). Quantised rows are read once where they
-  // are flat and a thread holds few vectors of them, and else twice: an instance is long.
+  // as shifted (parts of a warp would lose by it: dim 100 0.68 of the roof). Quantised rows have these, but for the
+  // widest of one block, which there are where there are no clusters; and of parts of a warp those that are shifted are
+  // read twice.
   constexpr bool is_for(Chunks chunks, Reading reading, bool is_flat) const {
-    if (chunks.in_bytes && reading == Reading::Once) return is_flat && vectors <= 4 && includes(flat, chunks);
-    if (chunks.in_bytes) return reading == Reading::Twice && !is_flat && vectors == kTwiceVectors;
     bool once = reading == Reading::Once && !is_flat, warps = sharing == Sharing::Warps;
     bool spared = reading == Reading::Kept || (once && warps && includes(shifted, chunks));
-    return !(chunks.few && spared) && includes(operators(reading, is_flat), chunks);
+    if ((chunks.few || chunks.in_bytes) && spared) return false;
+    if (chunks.in_bytes && warps && vectors == 8) return false;
+    if (chunks.in_bytes && sharing == Sharing::Lanes && !is_flat && reading != Reading::Once)
+      return reading == Reading::Twice && vectors == kTwiceVectors;
+    return includes(operators(reading, is_flat), chunks);
   }
 
   constexpr Of operators(Reading reading, bool is_flat) const {

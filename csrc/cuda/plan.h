@@ -56,7 +56,7 @@ struct Chunks {
   int all, late;
   bool backward, gated;
   bool few = false;       // of an operator that has fewer instances (instances.h); no plan depends on it
-  bool in_bytes = false;  // quantised: with the norm's plan and still fewer instances
+  bool in_bytes = false;  // quantised: with the norm's plan
 };
 
 constexpr Chunks with_few_instances(Chunks chunks) {

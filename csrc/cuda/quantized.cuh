@@ -81,7 +81,6 @@ struct Bytes {
   template <class Args>
   __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
     RowOffsets<Args, kOutput, Operands::kCount> offset(args, row);
-    how = args.quantization;
     output = offset.template in<uint8_t>(args, kOutput);
     scales = offset.template in<float>(args, kScale);
     if constexpr (Source::kResidual) {
@@ -90,8 +89,8 @@ struct Bytes {
     }
     aligned = Args::kFlat;
     if (how.given) {
-      if (args.of(kScale + 1).data) how.value = *offset.template in<const float>(args, kScale + 1);
-      of_row = {how.value, __frcp_rn(how.value)};
+      float value = args.of(kScale + 1).data ? *offset.template in<const float>(args, kScale + 1) : how.value;
+      of_row = {value, __frcp_rn(value)};
     }
   }
 
@@ -160,7 +159,12 @@ struct Bytes {
 template <class T, class R>
 struct ForwardInBytes : ForwardOp<QuantizedSource<T, R>, Bytes<QuantizedSource<T, R>>> {
   using Base = ForwardOp<QuantizedSource<T, R>, Bytes<QuantizedSource<T, R>>>;
-  using Base::Base;
+
+  // How: here, where it stays what the kernel was handed, and takes no registers.
+  template <class Args>
+  __device__ __forceinline__ ForwardInBytes(const Args& args, int64_t row) : Base(args, row) {
+    this->how = args.quantization;
+  }
 
   // Of what is normalized already.
   template <class Args>
