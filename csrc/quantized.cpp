@@ -125,7 +125,8 @@ QuantizedTensors prepare(const Tensor& input, const MaybeTensor& scale, const Qu
   tensors.output = at::empty_symint(input.sym_sizes(), input.options().dtype(dtype_of(quantization.type)));
   tensors.scale = empty_scale(tensors.input, scale, quantization);
   quantization.one_for_all = quantization.given && is_one(tensors.scale);
-  if (!input.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {  // else nothing runs
+  if (!input.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {    // else nothing runs
+    if (quantization.group == input.size(-1)) quantization.group = 0;  // the row, whose largest is found with its sum
     quantization.group_stride = tensors.scale.stride(-1);
     if (options.scale_name) quantization.value = scale_of_bound(input.size(-1), quantization.type);
   }

@@ -123,6 +123,20 @@ def test_what_is_read_twice():
     assert plan("_gated_srms_norm_backward", 16_384)["cluster"] == 1
 
 
+@pytest.mark.parametrize("operator", ["srms_norm_quantized", "rstd"])
+def test_few_lanes_where_little_is_written(operator):
+    """Half of the norm's lanes, with two vectors each, which adds in the norm's order; of flat rows alone."""
+    for dim, dtype in ((16, BFLOAT), (64, BFLOAT), (104, BFLOAT), (256, BFLOAT), (128, FLOAT)):
+        norm, found = plan("srms_norm", dim, dtype), plan(operator, dim, dtype)
+        assert (norm["vectors"], found["vectors"]) == (1, 2)
+        assert found["threads_per_row"] * 2 == norm["threads_per_row"]
+        assert found["rows_per_block"] == norm["rows_per_block"] * 2
+    for dim, options in ((8, {}), (64, {"aligned": False}), (512, {}), (4096, {}), (63, {})):
+        norm, found = plan("srms_norm", dim, **options), plan(operator, dim, **options)
+        assert found["threads_per_row"] == norm["threads_per_row"]
+    assert numbers(plan("srms_norm_quantized", 64, BFLOAT, BFLOAT)) == numbers(plan("srms_norm", 64, BFLOAT, BFLOAT))
+
+
 def test_chunks_follow_from_the_dtypes():
     wide, narrow = plan("_srms_norm_backward_input", 16_384, BFLOAT, out_dtype=FLOAT), plan("srms_norm", 16_384)
     assert (wide["vector_elements"], narrow["vector_elements"]) == (4, 8)  # y's, and the input's

@@ -132,6 +132,37 @@ constexpr int resident_blocks(int64_t dim, const LaunchPlan& plan, const OpTrait
   return resident_blocks(vectors, plan.cluster > 1, op.chunks, op.mixed);
 }
 
+// Whether it writes at most half of what it reads: bytes of one operand, or rstd alone. Such a call is over before what
+// is done once for each of its threads is.
+constexpr bool writes_little(const QuantizedArgs& call) { return !call.residual.data; }
+constexpr bool writes_little(const ForwardArgs& call) { return !call.output.data && !call.residual.data; }
+template <class Call>
+constexpr bool writes_little(const Call&) {
+  return false;
+}
+
+// Elements of a row whose lanes must be neighbours: those that share a scale.
+constexpr int elements_together(const QuantizedArgs& call) { return call.quantization.group; }
+template <class Call>
+constexpr int elements_together(const Call&) {
+  return 0;
+}
+
+// Half of the lanes with two vectors each. The two that a lane adds are the two that lanes of the whole row add to each
+// other first, so that no bit depends on it.
+constexpr LaunchPlan with_half_the_lanes(LaunchPlan plan) {
+  plan.vectors = 2;
+  plan.threads_per_row /= 2;
+  plan.rows_per_block *= 2;
+  return plan;
+}
+
+template <class Call>
+constexpr bool gains_by_half_the_lanes(const Call& call, const LaunchPlan& plan) {
+  return writes_little(call) && plan.vectors == 1 && plan.threads_per_row >= 2 && plan.threads_per_row <= 32 &&
+         plan.threads_per_row / 2 * plan.vector_elements >= elements_together(call);
+}
+
 // Who reads a chunk late, has a gate or few instances, or rows that lie anywhere, gains nothing from being kept or from
 // blocks apart.
 template <class Call>
@@ -142,6 +173,7 @@ Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const
   bool flat = !plan.edges && call.space.levels == 1 && has_instance(plan, reading_of(plan), true, chunks);
   bool gains = flat && !chunks.late && !chunks.gated && !chunks.few;
   if (!flat) plan = general_plan(plan, chunks);
+  if (flat && gains_by_half_the_lanes(call, plan)) plan = with_half_the_lanes(plan);
   hints.kept = gains && hints.kept && has_instance(plan, Reading::Kept, true, chunks);
   hints.apart = gains && hints.apart && resident_blocks(call.space.dim, plan, op) > 0;
   hints.streamed = hints.streamed && writes_wide(call);

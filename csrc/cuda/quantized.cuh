@@ -147,12 +147,26 @@ struct Bytes {
   // share a row. By the bits, of which a NaN's are the largest: no r carries it where the rows are normalized already.
   template <int N>
   __device__ __forceinline__ float largest_of_group(const float (&h)[N]) const {
-    int most = 0;
+    float largest = 0;
 #pragma unroll
-    for (int i = 0; i < N; i++) most = max(most, __float_as_int(fabsf(h[i])));
-#pragma unroll 1
-    for (int lanes = how.group / (2 * N); lanes > 0; lanes /= 2) most = max(most, __shfl_xor_sync(~0u, most, lanes));
+    for (int i = 0; i < N; i++) largest = larger_or_nan(largest, fabsf(h[i]));
+    int most = __float_as_int(largest);
+    constexpr int kHalf = 64 / (2 * N);  // of a group of 64
+    if (how.group > 64) most = max(most, __shfl_xor_sync(~0u, most, 2 * kHalf));
+#pragma unroll
+    for (int lanes = kHalf; lanes > 0; lanes /= 2) most = max(most, __shfl_xor_sync(~0u, most, lanes));
     return __int_as_float(most);
+  }
+
+  // Of two that are not negative.
+  static __device__ __forceinline__ float larger_or_nan(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+    float most;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
+    return most;
+#else
+    return __int_as_float(max(__float_as_int(a), __float_as_int(b)));
+#endif
   }
 };
 
