@@ -33,7 +33,7 @@ class Decode:
 
     def __init__(self, model: Model, inputs: list[Tensor], dtype: torch.dtype) -> None:
         self.model, length = model, inputs[0].shape[1]
-        self.inputs = [t.detach()[:, -1:].clone() for t in inputs]
+        self.inputs = [t.detach()[:, -1:].clone(memory_format=torch.contiguous_format) for t in inputs]
         self.place = torch.tensor([length - 1], device=inputs[0].device)
         self.caches: Caches = model.caches(dtype)
         self.fill()
