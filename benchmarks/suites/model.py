@@ -63,7 +63,7 @@ def cases_of(plan: Plan) -> list["Case"]:
     return [
         Case(plan.device, kind, how, op, dtype, sizes[size])
         for dtype in plan.dtypes or ["bf16" if plan.gpu else "fp32"]
-        for size in plan.sizes or sizes
+        for size in plan.sizes or (sizes if plan.gpu else ("small",))
         for kind in plan.models or Model.KINDS
         for how in [how for how in HOW if how in asked] or HOW
         for op in [op for op in OPS if op in asked] or OPS
