@@ -91,6 +91,7 @@ class Case:
     op: str
     dtype: str
     size: Size
+    threads: int = dataclasses.field(default_factory=torch.get_num_threads)  # of a CPU; compiled code depends on it
 
     def __str__(self) -> str:
         return f"{self.dtype} {self.size.batch} x {self.size.length} x {self.size.dim} {self.name}"
@@ -129,7 +130,7 @@ class Case:
         protocol = {"speed": SPEED.format(self.steps), "memory": MEMORY, "compile": COMPILE}[metric]
         return {
             "metric": metric, "op": self.name, "dtype": self.dtype, "batch": self.size.batch, "n": self.size.length,
-            "dim": self.size.dim, "unit": UNITS[metric], "threads": torch.get_num_threads(), "protocol": protocol,
+            "dim": self.size.dim, "unit": UNITS[metric], "threads": self.threads, "protocol": protocol,
         }  # fmt: skip
 
     def call(self, provider: Provider, compiled: bool, wide: bool = False) -> Step:
@@ -145,6 +146,7 @@ class Case:
     def compile(self, provider: Provider) -> None:
         """Two layers hold all that there is to compile: the first, and one behind another."""
         case = dataclasses.replace(self, size=dataclasses.replace(self.size, layers=2))
+        torch.set_num_threads(self.threads)
         torch.compiler.reset()
         with provider.compiling():
             case.call(provider, compiled=True)()
