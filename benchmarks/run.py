@@ -19,13 +19,14 @@ if not __package__:  # run as a script: this folder is `benchmarks`, and its srm
     sys.path.append(sys.path.pop(0))
 
 from benchmarks import reports  # noqa: E402
+from benchmarks.models import Model  # noqa: E402
 from benchmarks.protocol.neighbours import NEIGHBOURS  # noqa: E402
 from benchmarks.protocol.operations import DTYPES, OPS  # noqa: E402
 from benchmarks.providers import REGISTRY  # noqa: E402
 from benchmarks.record.plan import Plan  # noqa: E402
 from benchmarks.record.results import join as join_parts  # noqa: E402
 from benchmarks.reports.common import insert  # noqa: E402
-from benchmarks.suites import SUITES  # noqa: E402
+from benchmarks.suites import SUITES, model  # noqa: E402
 
 DEFAULT_SUITE = "tables"
 README, PAGE = ROOT / "README.md", ROOT / "docs/pytorch.md"
@@ -71,6 +72,12 @@ def _names(text: str | None, known: Any) -> list[str] | None:
     return names
 
 
+def _models(text: str | None) -> list[str] | None:
+    slugs = {name.lower().replace(" ", "-"): name for name in Model.KINDS}
+    names = _names(text, slugs)
+    return None if names is None else [slugs[name] for name in names]
+
+
 def _sizes(text: str | None) -> list[int] | None:
     try:
         return None if text is None else [int(size) for size in text.split(",")]
@@ -88,7 +95,16 @@ Rows = Annotated[str | None, typer.Option(help="Comma-separated numbers of rows 
 Elements = Annotated[int | None, typer.Option(help="Elements of a tensor, where --rows is not given (sweep, cpu).")]
 CompiledDims = Annotated[str | None, typer.Option(help="The dims at which torch.compile takes part; default: all.")]
 Rounds = Annotated[int | None, typer.Option(min=1, help="In which providers take turns.")]
-Jobs = Annotated[int | None, typer.Option(min=0, help="Processes that compile ahead of the timings (sweep, small).")]
+Jobs = Annotated[
+    int | None, typer.Option(min=0, help="Processes that compile ahead of the timings (sweep, small, model).")
+]
+MODES = (*model.OPS, *model.HOW)
+Models = Annotated[
+    str | None, typer.Option(help=f"Comma-separated: {', '.join(k.lower().replace(' ', '-') for k in Model.KINDS)}.")
+]
+Modes = Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(MODES)} (model).")]
+SizeNames = Annotated[str | None, typer.Option("--sizes", help=f"Comma-separated: {', '.join(model.SIZES)} (model).")]
+CompileTimes = Annotated[bool, typer.Option("--compile-times", help="Time the compilers as well, cold (model).")]
 Append = Annotated[bool, typer.Option("--append", help="Go on with the CSV that is there: what it holds is skipped.")]
 Out = Annotated[pathlib.Path | None, typer.Option(help="Folder for CSV, Markdown and plots.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer sizes and rounds: does it run, roughly how fast.")]
@@ -154,6 +170,10 @@ def _suite_command(name: str, suites: list[str], help: str) -> None:
         compiled_dims: CompiledDims = None,
         rounds: Rounds = None,
         jobs: Jobs = None,
+        models: Models = None,
+        modes: Modes = None,
+        sizes: SizeNames = None,
+        compile_times: CompileTimes = False,
         out: Out = None,
         append: Append = False,
         quick: Quick = False,
@@ -174,6 +194,10 @@ def _suite_command(name: str, suites: list[str], help: str) -> None:
             compiled_dims=_sizes(compiled_dims),
             rounds=rounds,
             jobs=jobs,
+            models=_models(models),
+            modes=_names(modes, MODES),
+            sizes=_names(sizes, model.SIZES),
+            compile_times=compile_times,
             append=append,
             quick=quick,
         )

@@ -25,6 +25,27 @@ def test_command_line(tmp_path):
     assert run("--providers", "nobody").returncode != 0
 
 
+def test_a_part_of_the_models_is_named(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from benchmarks import run
+    from benchmarks.suites import SUITES
+
+    plans = []
+    monkeypatch.setattr(SUITES["model"], "run", plans.append)
+    options = ["--device", "cpu", "--out", str(tmp_path)]
+
+    def code(*more):
+        return CliRunner().invoke(run.app, ["model", *options, *more]).exit_code
+
+    assert code("--models", "speedrun-gpt,llama-4", "--modes", "decode,compiled", "--sizes", "small") == 0
+    (plan,) = plans
+    assert (plan.models, plan.modes, plan.sizes) == (["speedrun GPT", "Llama 4"], ["decode", "compiled"], ["small"])
+    assert not plan.compile_times and code("--compile-times") == 0 and plans[-1].compile_times
+    for option in ("--models", "--modes", "--sizes"):
+        assert code(option, "nobody") == 2
+
+
 def test_another_package_of_that_name_is_not_taken(tmp_path):
     """Some libraries install a `benchmarks` of their own."""
     (tmp_path / "benchmarks").mkdir()

@@ -5,12 +5,13 @@ import re
 import shutil
 import subprocess
 
+import pandas as pd
 import pytest
 from benchmark_samples import BENCHMARKS, EXAMPLES, rows_of
 
 from benchmarks import reports
 from benchmarks.record import results
-from benchmarks.reports import cells, common, compare, page, readme
+from benchmarks.reports import cells, common, compare, model, page, readme
 from benchmarks.suites import SUITES, features
 
 
@@ -100,6 +101,17 @@ def test_compare_tells_what_changed_beyond_noise(tmp_path):
     assert "+3.0%" in ours[0] and "x 64" in ours[0]
     assert not any(" toc |" in line and "3001" in line for line in lines)
     assert "Nothing changed" in compare.markdown(before, before)
+
+
+def test_models_are_compared_with_the_best_of_the_others():
+    """The operator with all but "auto", "auto" with the operator too; what is noisy is nobody's best."""
+    row = {"suite": "model", "cuda": "13.0", "status": "ok", "unit": "tokens/s", "p20": 1.0, "p80": 1.0}
+    speeds = {"ours": 100.0, "auto": 99.5, "to": 90.0, "rms": 99.0, "quack": 200.0}
+    rows = pd.DataFrame([row | {"provider": name, "value": value} for name, value in speeds.items()])
+    rows.loc[rows["provider"] == "quack", "p80"] = 90.0
+    assert model.ratios(rows, "speed") == {"ours": 100 / 99, "auto": 99.5 / 100}
+    assert model.ratios(rows, "memory") == {"ours": 100 / 90, "auto": 99.5 / 90}
+    assert model.ratios(rows[rows["provider"] == "auto"], "speed") == {}
 
 
 def test_the_readme_is_written_from_the_results(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from benchmark_samples import EXAMPLES, Unlucky, WrongOutput, rows_of
 
 from benchmarks import reports, suites
+from benchmarks.models import Size
 from benchmarks.protocol import measuring, operations
 from benchmarks.protocol.gates import GATES
 from benchmarks.protocol.outputs import OUTPUTS
@@ -14,7 +15,7 @@ from benchmarks.providers import REGISTRY
 from benchmarks.providers.pytorch import Eager
 from benchmarks.record.plan import Plan
 from benchmarks.record.recorder import Recorder
-from benchmarks.suites import cpu, fusion, neighbours, prenorm, small, sweep, tables
+from benchmarks.suites import cpu, fusion, neighbours, small, sweep, tables
 
 
 def test_sweep_on_the_cpu(tmp_path, plain_memory):
@@ -87,7 +88,7 @@ def test_the_cpu_on_one_thread_and_on_all(tmp_path, monkeypatch, plain_memory):
 
 
 def test_memory_on_the_cpu(tmp_path, monkeypatch, plain_memory):
-    monkeypatch.setattr(suites.memory, "SIZE_CPU", prenorm.Size(2, 64, 64, 2, 2))
+    monkeypatch.setattr(suites.memory, "SIZE_CPU", Size(2, 64, 64, 2, 2))
     plan = Plan("cpu", tmp_path, providers=["ours", "to"], dims=[64], rows=[32], dtypes=["bf16"], rounds=1)
     suites.memory.run(plan)
     kept = {(row["op"], row["provider"]): float(row["value"]) for row in rows_of(tmp_path / "memory.csv")}
@@ -95,26 +96,33 @@ def test_memory_on_the_cpu(tmp_path, monkeypatch, plain_memory):
         assert kept[op, "ours"] == kept[op, "least"] < kept[op, "to"]
     assert kept["QK-norm GPT", "ours"] < kept["QK-norm GPT", "to"]
     # The fused gate keeps what it is of, and neither y nor the activated gate.
-    assert kept["TransNormer, gate fused", "ours"] < kept["TransNormer", "ours"]
+    assert kept["gated TransNormer", "ours"] < kept["TransNormer", "ours"]
 
 
 def test_models(tmp_path, monkeypatch, plain_memory):
     """A wrong norm is refused in a model's output and in its gradients."""
     monkeypatch.setitem(REGISTRY, "wrong", WrongOutput)
     monkeypatch.setattr(WrongOutput, "name", "wrong")
-    monkeypatch.setattr(suites.model, "MODES", ["eager"])
-    monkeypatch.setattr(suites.model, "SIZE_CPU", prenorm.Size(2, 64, 32, 2, 2))
-    suites.model.run(Plan("cpu", tmp_path, providers=["ours", "to", "wrong"], rounds=2))
+    monkeypatch.setattr(suites.model, "SIZES_CPU", {"small": Size(2, 64, 32, 2, 2)})
+    suites.model.run(Plan("cpu", tmp_path, providers=["ours", "to", "auto", "wrong"], modes=["eager"], rounds=2))
     rows = rows_of(tmp_path / "model.csv")
-    assert len(rows) == (4 * 2 + 1) * 2 * 3  # kinds and operations (fp8 is not trained), metrics, providers
+    assert len(rows) == (6 * 3 + 2) * 2 * 3  # models and modes (fp8 is not trained), metrics, providers: eager, no auto
     for row in rows:
         assert row["status"].startswith("wrong:") if row["provider"] == "wrong" else row["status"] == "ok"
     assert "QK-norm GPT, training, eager" in reports.markdown(reports.read(tmp_path / "model.csv"))
 
 
-def test_linear_attention_is_causal_and_chunked():
-    q, k, v = torch.randn(3, 2, 2, 2 * prenorm.CHUNK, 4, dtype=torch.float64)
-    assert torch.allclose(prenorm.linear_attention(q, k, v), (q @ k.transpose(-1, -2)).tril() @ v)
+def test_a_part_of_the_models(tmp_path, plain_memory):
+    """One model, mode and size; then what is compiled, and the compilers' times, beside what is there already."""
+    plan = Plan("cpu", tmp_path, providers=["to"], models=["QK-norm GPT"], modes=["decode"], sizes=["small"], rounds=1)
+    suites.model.run(dataclasses.replace(plan, modes=["decode", "eager"]))
+    suites.model.run(dataclasses.replace(plan, append=True, quick=True, compile_times=True))
+    rows = [(row["op"], row["metric"], row["status"]) for row in rows_of(tmp_path / "model.csv")]
+    eager, compiled = (f"QK-norm GPT, decode, {how}" for how in suites.model.HOW)
+    assert rows == [(eager, "speed", "ok"), (eager, "memory", "ok"),
+                    *((compiled, metric, "ok") for metric in ("compile", "speed", "memory"))]  # fmt: skip
+    text = reports.markdown(reports.read(tmp_path / "model.csv"))
+    assert "## Seconds to compile, fp32, 1 x 32 tokens of 64 features" in text
 
 
 def test_fusion_suite(tmp_path, monkeypatch, plain_memory):

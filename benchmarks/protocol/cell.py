@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.providers import Provider
+
 from .neighbours import neighbour
 from .operations import Op, Tensors, operation, tensor_dtype
 from .timing import EventReplay, GraphReplay, WallReplay, l2_bytes
@@ -75,6 +77,16 @@ class Cell:
             name: make(shape, dtype=tensor_dtype(name, self.dtype), device=self.device)
             for name in self.operation.operands()
         }
+
+    @property
+    def room(self) -> int:
+        return 2 * self.moved
+
+    @torch.no_grad()
+    def compile(self, provider: Provider) -> None:
+        torch.set_num_threads(self.threads)
+        provider.new_shape()
+        self.operation.call(provider, self.operands(torch.empty))()
 
     def roof_operands(self, operands: Tensors) -> Tensors:
         """What the roof moves: the same tensors."""

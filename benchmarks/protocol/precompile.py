@@ -5,27 +5,38 @@ timing them are left to the process that measures, which has the GPU to itself.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
+from typing import Protocol
 
 import torch
 
 from benchmarks.providers import REGISTRY, Provider
 
-from .cell import Cell
 
-ROOM = 3 << 29  # bytes of a process beside its operands: context, libraries, outputs
+class Compilable(Protocol):
+    """What can be compiled ahead; it goes to another process, and its name into the progress."""
+
+    @property
+    def room(self) -> int:
+        """Bytes of the GPU that it takes meanwhile."""
+
+    def compile(self, provider: Provider) -> None:
+        """A call of it, whose result nobody wants."""
 
 
-def jobs_for(cells: list[Cell]) -> int:
+ROOM = 3 << 29  # bytes of a process beside that: context, libraries, outputs
+
+
+def jobs_for(cells: Sequence[Compilable]) -> int:
     """As many processes as cores and the GPU's free memory take."""
     free, _ = torch.cuda.mem_get_info()
-    largest = max(cell.moved for cell in cells)
-    return max(1, min((os.cpu_count() or 1) - 1, free // (2 * largest + ROOM), len(cells)))
+    largest = max((cell.room for cell in cells), default=0)
+    return max(1, min((os.cpu_count() or 1) - 1, free // (largest + ROOM), len(cells)))
 
 
-def ahead(work: list[tuple[Cell, str]], jobs: int, tick: Callable[[str], None]) -> None:
+def ahead(work: Sequence[tuple[Compilable, str]], jobs: int, tick: Callable[[str], None]) -> None:
     """Each (cell, provider) once; what fails here fails again, with a message, where it is measured."""
     environment = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in environment}
@@ -46,16 +57,13 @@ def ahead(work: list[tuple[Cell, str]], jobs: int, tick: Callable[[str], None]) 
 _providers: dict[str, Provider] = {}  # of a worker process
 
 
-@torch.no_grad()
-def _compile(cell: Cell, name: str) -> None:
+def _compile(cell: Compilable, name: str) -> None:
     import torch._inductor.config  # here and not above: seconds that most commands need not spend
 
     torch._inductor.config.autotune_local_cache = False
-    torch.set_num_threads(cell.threads)
     if name not in _providers:
         _providers[name] = REGISTRY[name]()
-    _providers[name].new_shape()
-    cell.operation.call(_providers[name], cell.operands(torch.empty))()
-    if cell.device == "cuda":
+    cell.compile(_providers[name])
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

@@ -1,5 +1,7 @@
 """The two of this repository: srmsnorm, and the Triton norm that stands in for what one would write without it."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,16 @@ class Ours(Provider):
 
     def add_quantized(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.library.add_srms_norm_quantized(x, residual, eps=EPS)
+
+
+@provider(
+    "auto", computes='the same under inline_under_compile("auto"), in compiled models', keeps="rstd, 4 bytes a row"
+)
+class Auto(Ours):
+    eager = False
+
+    def compiling(self) -> AbstractContextManager[None]:
+        return self.library.inline_under_compile("auto")
 
 
 @provider("tr", computes="a Triton kernel pair of this benchmark", keeps="rstd, 4 bytes a row")

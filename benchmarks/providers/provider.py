@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 from torch import Tensor
@@ -30,10 +31,15 @@ class Provider:
     residual_roundings: ClassVar[int] = 1  # the same, with a residual or a gradient of the sum
     gated_roundings: ClassVar[int] = 1  # the same, with a gate
     compiles: ClassVar[bool] = False  # for each shape anew, which takes seconds
+    eager: ClassVar[bool] = True  # otherwise, in eager calls, it is another provider
     caches: ClassVar[bool] = False  # on disk what it compiles: another process may do it ahead
 
     def new_shape(self) -> None:
         """Called before another shape is measured."""
+
+    def compiling(self) -> AbstractContextManager[None]:
+        """Around the calls of a compiled model that it is part of, the first as well as those that are timed."""
+        return nullcontext()
 
     def norm(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """y, differentiable in both."""

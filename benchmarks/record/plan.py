@@ -20,6 +20,10 @@ class Plan:
     rounds: int | None = None
     compiled_dims: list[int] | None = None  # where torch.compile takes part; None: everywhere
     jobs: int | None = None  # processes that compile ahead
+    models: list[str] | None = None  # these and the next three: of the suite `model`
+    modes: list[str] | None = None
+    sizes: list[str] | None = None
+    compile_times: bool = False  # time the compilers as well
     append: bool = False  # go on with the CSV that is there
 
     @property

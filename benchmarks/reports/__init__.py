@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from . import cells, features, fusion, host, memory, small, tables
+from . import cells, features, fusion, host, memory, model, small, tables
 from .common import failures, head, read, without_gpu
 
 __all__ = ["markdown", "read"]
@@ -16,7 +16,7 @@ BODIES = {
     "small": small.markdown,
     "host": host.markdown,
     "memory": memory.markdown,
-    "model": memory.models,
+    "model": model.markdown,
     "fusion": fusion.markdown,
     "features": features.markdown,
 }

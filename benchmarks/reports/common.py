@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pandas as pd
 
-ORDER = ["ours", "tr", "to", "toc", "tocm", "rms", "quack", "liger", "fla", "mamba", "flashinfer", "roof"]
+ORDER = ["ours", "auto", "tr", "to", "toc", "tocm", "rms", "quack", "liger", "fla", "mamba", "flashinfer", "roof"]
 COLUMNS = {
+    "auto": 'ours under inline_under_compile("auto")',
     "tr": "Triton kernel of this benchmark",
     "to": "eager PyTorch",
     "toc": "torch.compile",

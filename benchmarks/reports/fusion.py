@@ -8,7 +8,7 @@ from .common import figure, grid, noisy
 def markdown(frame: pd.DataFrame, published: bool) -> list[str]:
     parts = [
         "Microseconds of one call of the compiled model, median; in parentheses the ratio to the plain formula. "
-        "`inlined` is the operator under `srmsnorm.inline_under_compile()`."
+        '`inlined` is the operator under `srmsnorm.inline_under_compile()`, `auto` under "auto".'
     ]
     names = list(dict.fromkeys(frame["provider"]))
     for (dtype, batch, n, dim), group in frame.groupby(["dtype", "batch", "n", "dim"], sort=False):

@@ -20,32 +20,10 @@ def markdown(frame: pd.DataFrame, published: bool) -> list[str]:
     return parts
 
 
-def models(frame: pd.DataFrame, published: bool) -> list[str]:
-    """Tokens a second and peak memory of whole models."""
-    first, names = frame.iloc[0], ordered(frame["provider"])
-    note = (
-        f"{first['dim']} features, {first['batch']} x {first['n']} tokens; training is forward and backward "
-        "without an optimizer's step. `ours / best` compares the tokens a second."
-    )
-    speed, memory = (frame[frame["metric"] == metric] for metric in ("speed", "memory"))
-    return [
-        note, *legend(names),
-        "## Tokens a second", _grid(speed, names, "{:.0f}", ratio=True),
-        "## Peak memory beyond weights and inputs (MiB)", _grid(memory, names, "{:.1f}"),
-    ]  # fmt: skip
-
-
-def _grid(frame: pd.DataFrame, names: list[str], form: str, ratio: bool = False) -> str:
+def _grid(frame: pd.DataFrame, names: list[str], form: str) -> str:
     table: dict[str, list[str]] = {"": []}
     for (op, dtype, rows, dim), group in frame.groupby(["op", "dtype", "n", "dim"], sort=False):
-        line = {"": f"{op}, {dtype}, {rows} x {dim}"}
-        line |= {name: figure(group[group["provider"] == name], form.format) for name in names}
-        if ratio:
-            good = (
-                group[group["status"] == "ok"].drop_duplicates("provider", keep="last").set_index("provider")["value"]
-            )
-            others = good.drop("ours", errors="ignore")
-            line["ours / best"] = f"{good['ours'] / others.max():.3f}" if "ours" in good and len(others) else ""
-        for key, text in line.items():
-            table.setdefault(key, []).append(text)
+        table[""].append(f"{op}, {dtype}, {rows} x {dim}")
+        for name in names:
+            table.setdefault(name, []).append(figure(group[group["provider"] == name], form.format))
     return grid(table)

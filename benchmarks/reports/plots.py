@@ -15,9 +15,10 @@ matplotlib.rcParams.update({"svg.hashsalt": "srmsnorm", "font.size": 9, "axes.gr
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator  # noqa: E402
 
-OURS = ("operator", "inlined")
+OURS = ("ours", "operator", "inlined", "auto")
 COLORS = {
     "ours": "tab:blue",
+    "auto": "tab:cyan",
     "tr": "tab:red",
     "to": "tab:orange",
     "toc": "tab:green",
@@ -41,7 +42,7 @@ def plot(frame: pd.DataFrame, stem: pathlib.Path) -> list[pathlib.Path]:
         "small": _small,
         "host": _host,
         "memory": _bars,
-        "model": _bars,
+        "model": _models,
         "fusion": _fusion,
     }
     figures = draw[frame["suite"].iloc[0]](good)
@@ -222,6 +223,30 @@ def _bars(frame: pd.DataFrame) -> dict[str, Any]:
         _grouped(axis.barh, _by_case(rows, names, ["op", "dtype"]), cases, downwards=True)
         axis.set_yticks([-(k + 0.4) for k in range(len(cases))], [f"{op}, {dtype}" for op, dtype in cases])
         axis.set_xlabel(f"{metric} ({rows['unit'].iloc[0]})")
+    axes[0][-1].legend()
+    figure.suptitle(frame["device"].iloc[0])
+    return {"": figure}
+
+
+def _models(frame: pd.DataFrame) -> dict[str, Any]:
+    """Tokens a second of F.rms_norm's, a panel for each size; ours are the larger marks, and on top."""
+    speed = frame[frame["metric"] == "speed"]
+    sizes = [rows for _, rows in speed.groupby(["dtype", "batch", "n", "dim"], sort=False)]
+    height = 0.22 * max(rows["op"].nunique() for rows in sizes) + 1.5
+    figure, axes = plt.subplots(1, len(sizes), figsize=(8 * len(sizes), height), layout="constrained", squeeze=False)
+    for axis, rows in zip(axes[0], sizes, strict=True):
+        places = {op: -k for k, op in enumerate(dict.fromkeys(rows["op"]))}
+        base = rows[rows["provider"] == "rms"].set_index("op")["value"]
+        for name in [name for name in ordered(rows["provider"]) if name != "rms"]:
+            own = rows[(rows["provider"] == name) & rows["op"].isin(base.index)]
+            of_base = own["value"].to_numpy() / base[own["op"]].to_numpy()
+            mark = {"s": 36, "zorder": 4} if name in OURS else {"s": 16, "zorder": 2}
+            axis.scatter(of_base, own["op"].map(places), label=COLUMNS.get(name, name), color=COLORS.get(name), **mark)
+        axis.axvline(1, color="black", lw=0.5)
+        axis.set_yticks(list(places.values()), list(places))
+        first = rows.iloc[0]
+        axis.set_title(f"{first['dtype']}, {first['batch']:.0f} x {first['n']:.0f} x {first['dim']:.0f}")
+        axis.set_xlabel("tokens a second, of F.rms_norm's")
     axes[0][-1].legend()
     figure.suptitle(frame["device"].iloc[0])
     return {"": figure}

@@ -18,7 +18,7 @@ from benchmarks.record.plan import Plan
 from benchmarks.record.recorder import Recorder
 
 NAME = "fusion"
-QUESTION = "compiled pre-norm block and QK-norm attention: the operator, inlined on request, the plain formula"
+QUESTION = "compiled pre-norm block and QK-norm attention: the operator, inlined on request or by choice, the formula"
 PROTOCOL = "CUDA events around eager calls, L2 cleared; median of rounds"
 PROTOCOL_CPU = "wall clock, median of rounds"
 
@@ -42,6 +42,12 @@ def _inlined() -> Norms:
     return dataclasses.replace(_operator(), compiling=srmsnorm.inline_under_compile)
 
 
+def _auto() -> Norms:
+    import srmsnorm
+
+    return dataclasses.replace(_operator(), compiling=partial(srmsnorm.inline_under_compile, "auto"))
+
+
 def _formula() -> Norms:
     from srmsnorm import reference
 
@@ -62,6 +68,7 @@ def _rms() -> Norms:
 VARIANTS: dict[str, Callable[[], Norms]] = {
     "operator": _operator,
     "inlined": _inlined,
+    "auto": _auto,
     "formula": _formula,
     "F.rms_norm": _rms,
 }

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.models import Model, Size, build
 from benchmarks.protocol.check import attempt
 from benchmarks.protocol.memory import MIB, kept_and_peak_mib
 from benchmarks.protocol.operations import DTYPES, RESIDUAL_DTYPES
 from benchmarks.providers import Provider
 from benchmarks.record.plan import Plan
 from benchmarks.record.recorder import Recorder
-from benchmarks.suites.prenorm import Model, Size, build
 
 NAME = "memory"
 QUESTION = "live and peak memory: what a norm keeps for backward, alone and in 12 layers of a pre-norm model"
