@@ -12,7 +12,7 @@ NOTE = (
 # Heading, how a figure is printed, what it is compared by, and which of the others' is the best.
 METRICS = {
     "speed": ("Tokens a second", "{:.0f}", "best", max),
-    "memory": ("Peak memory beyond weights, inputs and caches (MiB)", "{:.1f}", "least", min),
+    "memory": ("Peak memory beyond weights, inputs and caches (MiB)", "{:.2f}", "least", min),
     "compile": ("Seconds to compile", "{:.2f}", "least", min),
 }
 OURS = ("ours", "auto")
