@@ -78,7 +78,7 @@ TABLE: tuple[Row, ...] = (
         "few short rows",
         lambda call: call.dim <= 256 and not call.training and call.rows is not None and call.rows * call.dim <= 65536,
         "formula",
-        "QK-norm GPT, decode of 4 tokens: 0.987 the operator, 1.005 the plain formula, which takes queries and keys at once",
+        "QK-norm GPT, decode of 4 tokens: 0.987 the operator, 1.005 the formula, which takes queries and keys at once",
     ),
     Row(
         "short rows in training",
@@ -105,8 +105,8 @@ TABLE: tuple[Row, ...] = (
         lambda call: True,
         "formula",
         "TransNormer, forward: 0.997 and 384 MiB; 0.983 and 416 MiB the formula beside elementwise operations alone, "
-        "0.963 and 416 MiB the operator. Training: 1.017; 1.010, 0.997. Llama 4: forward 1.007 for 0.985, training 1.006 "
-        "for 0.993; decode of 4 tokens: TransNormer 0.996 for 0.959, Llama 4 1.002 for 0.961",
+        "0.963 and 416 MiB the operator. Training: 1.017; 1.010, 0.997. Llama 4: forward 1.007 for 0.985, training "
+        "1.006 for 0.993; decode of 4 tokens: TransNormer 0.996 for 0.959, Llama 4 1.002 for 0.961",
     ),
 )
 
