@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from . import tracing
 
@@ -32,7 +31,7 @@ def _register() -> None:
         from torch._library.utils import get_layout_constraint_tag
 
         for names, holder in (
-            (("create", "realize_input", "tensor_to_layout", "codegen_args", "codegen_comment"), ir.FallbackKernel),
+            (("create", "tensor_to_layout", "codegen_args", "codegen_comment"), ir.FallbackKernel),
             (("val_to_arg_str", "writeline"), PythonWrapperCodegen),
         ):
             for name in names:
@@ -69,8 +68,6 @@ def _planned(name: str, fallback: Callable[..., Any]) -> Callable[..., Any]:
         results = V.graph.current_node.meta.get("val")
         if results is None or not enabled or V.graph.cpp_wrapper or getattr(V.graph, "fx_wrapper", False):
             return fallback(*args, **kwargs)
-        # First what computes an operand, so that memory that is free then can be a result's.
-        args, kwargs = tree_map_only(ir.IRNode, ir.FallbackKernel.realize_input, (args, kwargs))
         alone = isinstance(results, torch.Tensor)
         buffers = tuple(allocate(result) for result in ([results] if alone else results))
         _call().create(out, *args, **kwargs, **dict(zip(written, buffers, strict=True)))
@@ -93,8 +90,7 @@ def _call() -> Any:
             given = {argument.name: repr(argument.default_value) for argument in schema.arguments}
             given |= dict(zip(given, self.codegen_args(), strict=False))
             given |= {name: wrapper.val_to_arg_str(value) for name, value in self.kwargs.items()}
-            root = getattr(wrapper, "get_root_graph", lambda: wrapper)()  # a wrapper of a part has no header
-            root.add_import_once(f"from srmsnorm._library import _C as {_MODULE}")
+            wrapper.add_import_once(f"from srmsnorm._library import _C as {_MODULE}")
             name = schema.name.removeprefix("srmsnorm_out::")
             wrapper.writeline(f"{_MODULE}._out_{name}({', '.join(given.values())})")
 
