@@ -13,6 +13,7 @@
 
 #include "backend.h"
 #include "gated_formula.h"
+#include "out.h"
 
 namespace srmsnorm {
 namespace {
@@ -98,5 +99,6 @@ struct Fallback {
 }  // namespace
 
 SRMSNORM_KERNELS(CompositeExplicitAutograd, m) { Kernels<Fallback>::add_to(m); }
+SRMSNORM_OUT_KERNELS(CompositeExplicitAutograd, m) { OutKernels<Kernels<Fallback>>::add_to(m); }
 
 }  // namespace srmsnorm

@@ -6,6 +6,7 @@
 
 #include "../backend.h"
 #include "../layout.h"
+#include "../out.h"
 #include "instruction_sets.h"
 
 namespace srmsnorm {
@@ -44,5 +45,6 @@ struct Cpu {
 }  // namespace
 
 SRMSNORM_KERNELS(CPU, m) { Kernels<Cpu>::add_to(m); }
+SRMSNORM_OUT_KERNELS(CPU, m) { OutKernels<Kernels<Cpu>>::add_to(m); }
 
 }  // namespace srmsnorm
