@@ -2,6 +2,7 @@
 // Compiled and run by tune.py, which chooses one of them.
 #include "tune.cuh"
 
+namespace srmsnorm {
 namespace {
 
 const char* name_of(Keep keep) {
@@ -62,9 +63,11 @@ void print_present() {
 }
 
 }  // namespace
+}  // namespace srmsnorm
 
 // hints ELEMENTS OP;OP;... DIM,DIM,... ROUNDS: a line of what the table has, then a CSV on stdout.
 int main(int argc, char** argv) {
+  using namespace srmsnorm;
   if (argc != 5) return std::fputs("hints ELEMENTS OPS DIMS ROUNDS\n", stderr), 2;
   int64_t elements = std::atoll(argv[1]);
   auto buffers = filled_buffers(elements);

@@ -3,6 +3,7 @@
 // says which of them the plan chooses; ELEMENT and BESIDE name the dtypes.
 #include "tune.cuh"
 
+namespace srmsnorm {
 namespace {
 
 struct Candidate {
@@ -146,9 +147,11 @@ std::vector<Candidate> candidates(int64_t dim, int chunks, bool staged) {
 }
 
 }  // namespace
+}  // namespace srmsnorm
 
 // tune ELEMENTS OP;OP;... DIM,DIM,...: a CSV on stdout.
 int main(int argc, char** argv) {
+  using namespace srmsnorm;
   if (argc != 4) return std::fputs("tune ELEMENTS OPS DIMS\n", stderr), 2;
   int64_t elements = std::atoll(argv[1]);
   auto buffers = filled_buffers(elements);

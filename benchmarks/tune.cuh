@@ -16,9 +16,9 @@
 #include "../csrc/cuda/gpu.cu"
 #include "../csrc/cuda/launcher.cuh"
 
+namespace srmsnorm {
 namespace {
 
-using namespace srmsnorm;
 using T = ELEMENT;  // of input and output
 using S = BESIDE;   // of residual, sum and the gradient of the sum
 
@@ -149,3 +149,4 @@ float with_wide_forward(const RowSpace& space, const Buffers& b, F f) {
 }
 
 }  // namespace
+}  // namespace srmsnorm
