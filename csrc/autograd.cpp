@@ -163,15 +163,6 @@ void norm_backward_tangents(const Tensor& grad_output, const Tensor& y, const Te
 
 // ---- the Autograd kernels
 
-template <class Node, class... Operands>
-NodeOf<Node> node_of(const Operands&... operands) {
-  NodeOf<Node> node;
-  if (!compute_requires_grad(operands...)) return node;
-  node = make_node<Node>();
-  node->set_next_edges(collect_next_edges(operands...));
-  return node;
-}
-
 std::tuple<Tensor, Tensor> _srms_norm(c10::DispatchKeySet keys, const Tensor& input, const MaybeTensor& residual,
                                       MaybeDouble eps, MaybeName dtype) {
   bool widens = dtype && *dtype == "float32" && is_16_bit(input.scalar_type()) && !(residual && residual->defined());

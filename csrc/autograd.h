@@ -44,6 +44,16 @@ bool needs_derivative(const Tensors&... tensors) {
   return compute_requires_grad(tensors...) || (isFwGradDefined(tensors) || ...);
 }
 
+// None where no operand requires a gradient.
+template <class Node, class... Operands>
+NodeOf<Node> node_of(const Operands&... operands) {
+  NodeOf<Node> node;
+  if (!compute_requires_grad(operands...)) return node;
+  node = make_node<Node>();
+  node->set_next_edges(collect_next_edges(operands...));
+  return node;
+}
+
 template <class Operator, class... Args>
 auto below_autograd(const Operator& op, c10::DispatchKeySet keys, Args&&... args) {
   at::AutoDispatchBelowADInplaceOrView guard;

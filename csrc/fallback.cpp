@@ -12,7 +12,6 @@
 #include <ATen/ops/sub.h>
 
 #include "backend.h"
-#include "gated_formula.h"
 #include "out.h"
 
 namespace srmsnorm {
@@ -83,16 +82,10 @@ struct Fallback {
     return how.type == Quantized::Int8 ? q.nan_to_num(0).round() : q;
   }
 
-  static void run(const GatedForwardTensors& t) {
-    auto [z, r] = gated_formula(t.input, t.gate, t.eps, t.gating);
-    copy(t.output, z);
-    copy(t.rstd, r);
-  }
-
-  static void run(const GatedBackwardTensors& t) {
-    auto [grad_input, grad_gate] = gated_backward_formula(t.grad_output, t.input, t.gate, t.rstd, t.gating);
-    copy(t.grad_input, grad_input);
-    copy(t.grad_gate, grad_gate);
+  // Families with a formula of their own.
+  template <class Tensors>
+  static void run(const Tensors& t) {
+    run_formula(t);
   }
 };
 

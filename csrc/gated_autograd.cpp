@@ -5,7 +5,7 @@
 //
 // Kept are x, gate and r: the next layer keeps z, or what it makes of it, and y is made again from x.
 #include "autograd.h"
-#include "gated_formula.h"
+#include "gated.h"
 
 namespace srmsnorm {
 namespace {
@@ -137,22 +137,12 @@ void gated_tangents(const Tensor& input, const Tensor& gate, const Tensor& z, co
   set_tangent(z, tz.to(z.scalar_type()));
 }
 
-// Of the backward operators: that of the formula, which PyTorch finds.
-void tangent_from(const Tensor& formula, const Tensor& result) {
-  auto t = tangent(formula);
-  if (t.defined()) set_tangent(result, t.to(result.scalar_type()));
-}
-
 // ---- the Autograd kernels
 
 std::tuple<Tensor, Tensor> _gated_srms_norm(c10::DispatchKeySet keys, const Tensor& input, const Tensor& gate,
                                             MaybeName activation, bool norm_first, MaybeDouble eps) {
-  NodeOf<GatedBackward> node;
-  if (compute_requires_grad(input, gate)) {
-    node = make_node<GatedBackward>();
-    node->set_next_edges(collect_next_edges(input, gate));
-    node->constants = {name_of(activation), norm_first};
-  }
+  auto node = node_of<GatedBackward>(input, gate);
+  if (node) node->constants = {name_of(activation), norm_first};
   auto [z, rstd] = below_autograd(op::_gated_srms_norm(), keys, input, gate, activation, norm_first, eps);
   if (node) set_history(variable_list{z, rstd}, node);
   gated_tangents(input, gate, z, rstd, activation, norm_first);
@@ -167,51 +157,30 @@ Tensor gated_srms_norm(c10::DispatchKeySet keys, const Tensor& input, const Tens
   return below_autograd(op::gated_srms_norm(), keys, input, gate, activation, norm_first, eps);
 }
 
-NodeOf<GatedDoubleBackward> double_backward_node(const Tensor& grad_output, const Tensor& input, const Tensor& gate,
-                                                 const Tensor& rstd, MaybeName activation, bool norm_first,
-                                                 Gradient of) {
-  NodeOf<GatedDoubleBackward> node;
-  if (!compute_requires_grad(grad_output, input, gate, rstd)) return node;
-  node = make_node<GatedDoubleBackward>();
-  node->set_next_edges(collect_next_edges(grad_output, input, gate, rstd));
-  node->save({grad_output, input, gate, rstd});
-  node->constants = {name_of(activation), norm_first, of};
-  return node;
-}
-
-void backward_tangents(const Tensor& grad_output, const Tensor& input, const Tensor& gate, const Tensor& rstd,
-                       MaybeName activation, bool norm_first, const Tensor& grad_input, const Tensor& grad_gate) {
-  if (!isFwGradDefined(grad_output) && !isFwGradDefined(input) && !isFwGradDefined(gate) && !isFwGradDefined(rstd))
-    return;
-  auto [dx, dgate] = gated_backward_formula(grad_output, input, gate, rstd, check_gating(activation, norm_first));
-  if (grad_input.defined()) tangent_from(dx, grad_input);
-  if (grad_gate.defined()) tangent_from(dgate, grad_gate);
-}
-
-std::tuple<Tensor, Tensor> _gated_srms_norm_backward(c10::DispatchKeySet keys, const Tensor& grad_output,
-                                                     const Tensor& input, const Tensor& gate, const Tensor& rstd,
-                                                     MaybeName activation, bool norm_first) {
-  auto node = double_backward_node(grad_output, input, gate, rstd, activation, norm_first, kBoth);
-  auto [dx, dgate] =
-      below_autograd(op::_gated_srms_norm_backward(), keys, grad_output, input, gate, rstd, activation, norm_first);
-  if (node) set_history(variable_list{dx, dgate}, node);
-  backward_tangents(grad_output, input, gate, rstd, activation, norm_first, dx, dgate);
-  return {dx, dgate};
-}
-
+// Tangents are those of the formula, which PyTorch finds.
 template <auto op, Gradient of>
-Tensor one_backward(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& input, const Tensor& gate,
-                    const Tensor& rstd, MaybeName activation, bool norm_first) {
-  auto node = double_backward_node(grad_output, input, gate, rstd, activation, norm_first, of);
-  auto gradient = below_autograd(op(), keys, grad_output, input, gate, rstd, activation, norm_first);
-  if (node) set_history(gradient, node);
-  backward_tangents(grad_output, input, gate, rstd, activation, norm_first, of == kInput ? gradient : Tensor(),
-                    of == kGate ? gradient : Tensor());
-  return gradient;
+auto backward(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& input, const Tensor& gate,
+              const Tensor& rstd, MaybeName activation, bool norm_first) {
+  auto node = node_of<GatedDoubleBackward>(grad_output, input, gate, rstd);
+  if (node) node->save({grad_output, input, gate, rstd});
+  if (node) node->constants = {name_of(activation), norm_first, of};
+  auto gradients = below_autograd(op(), keys, grad_output, input, gate, rstd, activation, norm_first);
+  auto list = std::apply([](const auto&... each) { return variable_list{each...}; }, std::tuple(gradients));
+  if (node) set_history(list, node);
+  if (isFwGradDefined(grad_output) || isFwGradDefined(input) || isFwGradDefined(gate) || isFwGradDefined(rstd)) {
+    auto [dx, dgate] = gated_backward_formula(grad_output, input, gate, rstd, check_gating(activation, norm_first));
+    auto pass_on = [](const Tensor& t, const Tensor& to) {
+      if (t.defined()) set_tangent(to, t.to(to.scalar_type()));
+    };
+    if (of != kGate) pass_on(tangent(dx), list.front());
+    if (of != kInput) pass_on(tangent(dgate), list.back());
+  }
+  return gradients;
 }
 
-constexpr auto& _gated_srms_norm_backward_input = one_backward<op::_gated_srms_norm_backward_input, kInput>;
-constexpr auto& _gated_srms_norm_backward_gate = one_backward<op::_gated_srms_norm_backward_gate, kGate>;
+constexpr auto& _gated_srms_norm_backward = backward<op::_gated_srms_norm_backward, kBoth>;
+constexpr auto& _gated_srms_norm_backward_input = backward<op::_gated_srms_norm_backward_input, kInput>;
+constexpr auto& _gated_srms_norm_backward_gate = backward<op::_gated_srms_norm_backward_gate, kGate>;
 
 }  // namespace
 

@@ -30,9 +30,7 @@ template <class Tensors, class Launch>
 void over_rows(const Tensors& tensors, Launch launch) {
   if (tensors.main().numel() == 0) return;
   typename Tensors::Args args;
-  if constexpr (requires { args.eps; }) args.eps = tensors.eps;
-  if constexpr (requires { args.gating; }) args.gating = tensors.gating;
-  if constexpr (requires { args.quantization; }) args.quantization = tensors.quantization;
+  static_cast<typename Tensors::Options&>(args) = tensors;
   // What is written comes first: in place, a copy-on-write storage must be its own before its address is read.
   for (bool written : {true, false})
     Tensors::zip(

@@ -14,10 +14,18 @@ struct Use {
 constexpr Use kRead{false, true}, kReadLate{false, true, true}, kWritten{true, true};
 constexpr Use kNumberRead{false, false}, kNumberWritten{true, false};
 
+// What a call is given beside its operands: the Options of a list.
+struct NoOptions {};
+
+struct Epsilon {
+  double eps = 0;
+};
+
 // h = input (+ residual), rstd = (mean(h^2) + eps)^-1/2, output = h * rstd, sum = h. Where a scale is given, output = h
 // * scale (* factor), and nothing is reduced.
 template <class Each>
 struct ForwardOperands {
+  using Options = Epsilon;
   static constexpr bool kBackward = false, kGated = false;
   Each input, residual, output, sum, rstd, scale, factor;
 
@@ -40,6 +48,7 @@ struct ForwardOperands {
 // dh = rstd * (grad_output - output * mean(output * grad_output)) + grad_sum; the gradients are dh.
 template <class Each>
 struct BackwardOperands {
+  using Options = NoOptions;
   static constexpr bool kBackward = true, kGated = false;
   Each grad_output, output, rstd, grad_sum, grad_input, grad_residual;
 
@@ -59,6 +68,7 @@ struct BackwardOperands {
 // dh of an output wider than the input, of which the input is kept: output = input * rstd.
 template <class Each>
 struct WideBackwardOperands {
+  using Options = NoOptions;
   static constexpr bool kBackward = true, kGated = false;
   Each grad_output, input, rstd, grad_input;
 
@@ -81,9 +91,15 @@ struct Gating {
   bool norm_first = true;
 };
 
+struct GatedOptions {
+  double eps = 0;  // of forward
+  Gating gating;
+};
+
 // output = input * rstd * a, rstd of input; or h = input * a, output = h * rstd, rstd of h.
 template <class Each>
 struct GatedForwardOperands {
+  using Options = GatedOptions;
   static constexpr bool kBackward = false, kGated = true;
   Each input, gate, output, rstd;
 
@@ -101,6 +117,7 @@ struct GatedForwardOperands {
 // Of which the input is kept, not the output.
 template <class Each>
 struct GatedBackwardOperands {
+  using Options = GatedOptions;
   static constexpr bool kBackward = true, kGated = true;
   Each grad_output, input, gate, rstd, grad_input, grad_gate;
 
@@ -143,10 +160,16 @@ struct Quantization {
         least(type == Quantized::Int8 ? 0x1p-23f : 1 / (512 * most)) {}
 };
 
+struct QuantizedOptions {
+  double eps = 0;
+  Quantization quantization;
+};
+
 // As forward; y is rounded to the input's dtype, and written as bytes with the scales that give it back. given: a scale
 // for every row. scale: one or several a row.
 template <class Each>
 struct QuantizedOperands {
+  using Options = QuantizedOptions;
   static constexpr bool kBackward = false, kGated = false;
   Each input, residual, given, output, sum, scale;
 

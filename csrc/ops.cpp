@@ -56,30 +56,8 @@ void check_scale(const Tensor& input, const MaybeTensor& residual, const Tensor&
   if (factor && factor->defined()) check_numbers(*factor, "factor", input, "input");
 }
 
-Gating check_gating(MaybeName activation, bool norm_first) {
-  if (!activation) return {Activation::None, norm_first};
-  if (*activation == "silu" || *activation == "swish") return {Activation::SiLU, norm_first};
-  if (*activation == "sigmoid") return {Activation::Sigmoid, norm_first};
-  TORCH_CHECK(false, "srmsnorm: activation must be None, 'silu', 'swish' or 'sigmoid', got '", *activation, "'");
-}
-
-double check_gated(const Tensor& input, const Tensor& gate, MaybeName activation, MaybeDouble eps) {
-  check_rows(input, "input");
-  check_beside(gate, "gate", input, "input");
-  check_gating(activation, true);
-  return resolve_eps(eps, input.scalar_type());
-}
-
-void check_gated_backward(const Tensor& grad_output, const Tensor& input, const Tensor& gate, const Tensor& rstd,
-                          MaybeName activation) {
-  check_rows(input, "input");
-  check_beside(gate, "gate", input, "input");
-  check_gating(activation, true);
-  check_gradient(grad_output, rstd, input, "input");
-}
-
-ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps, MaybeName dtype,
-                               ForwardOutputs outputs) {
+ForwardTensors prepare_forward(ForwardOutputs outputs, const Tensor& input, const MaybeTensor& residual,
+                               MaybeDouble eps, MaybeName dtype) {
   ForwardTensors tensors;
   tensors.eps = outputs.sum ? check_forward(input, *residual, eps) : check_forward(input, residual, eps);
   auto of_output = dtype_of(dtype, input.scalar_type());
@@ -96,7 +74,6 @@ ForwardTensors prepare_scale(const Tensor& input, const MaybeTensor& residual, c
   check_scale(input, residual, scale, factor);
   auto of_output = dtype_of(dtype, input.scalar_type());
   ForwardTensors tensors;
-  tensors.eps = 0;
   tensors.input = with_unit_stride(input);
   tensors.residual = with_unit_stride(residual);
   tensors.output = empty_rows_like(tensors.input, of_output);
@@ -112,7 +89,7 @@ ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, May
     check_no_overlap(input, residual);
   }
   auto y = resolve_negation(input), sum = resolve_negation(residual);
-  return {{.input = y, .residual = sum, .output = y, .sum = sum}, value};
+  return {{.input = y, .residual = sum, .output = y, .sum = sum}, {value}};
 }
 
 void finish_in_place(const ForwardTensors& done, const Tensor& input, const Tensor& residual) {
@@ -120,8 +97,8 @@ void finish_in_place(const ForwardTensors& done, const Tensor& input, const Tens
   if (residual.is_neg()) residual.copy_(done.sum);
 }
 
-BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
-                                 const MaybeTensor& grad_sum, MaybeName dtype, Gradients gradients) {
+BackwardTensors prepare_backward(Gradients gradients, const Tensor& grad_output, const Tensor& output,
+                                 const Tensor& rstd, const MaybeTensor& grad_sum, MaybeName dtype) {
   check_backward(grad_output, output, rstd, grad_sum, gradients);
   auto of_output = output.scalar_type(), of_input = dtype_of(dtype, of_output);
   TORCH_CHECK(of_input == of_output || of_input == at::kFloat || of_output == at::kFloat,
@@ -132,7 +109,7 @@ BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output
               "srmsnorm: a pair of gradients is one of 16 bits and one in float32, got dtype ", name_of(of_input));
   bool wide = gradients.input && of_input == at::kFloat && is_16_bit(of_output);
   BackwardTensors tensors{
-      {with_unit_stride(grad_output), with_unit_stride(output), rstd, with_unit_stride(grad_sum), {}, {}}};
+      {{with_unit_stride(grad_output), with_unit_stride(output), rstd, with_unit_stride(grad_sum), {}, {}}}};
   if (gradients.input && !wide) tensors.grad_input = empty_rows_like(tensors.output, of_input);
   if (gradients.residual || wide) tensors.grad_residual = empty_rows_like(tensors.output, at::kFloat);
   return tensors;
@@ -142,33 +119,6 @@ WideBackwardTensors prepare_wide_backward(const Tensor& grad_output, const Tenso
   check_wide_backward(grad_output, input, rstd);
   WideBackwardTensors tensors{{with_unit_stride(grad_output), with_unit_stride(input), rstd, {}}};
   tensors.grad_input = empty_rows_like(tensors.input, input.scalar_type());
-  return tensors;
-}
-
-GatedForwardTensors prepare_gated(const Tensor& input, const Tensor& gate, MaybeName activation, bool norm_first,
-                                  MaybeDouble eps, ForwardOutputs outputs) {
-  GatedForwardTensors tensors;
-  tensors.eps = check_gated(input, gate, activation, eps);
-  tensors.gating = check_gating(activation, norm_first);
-  tensors.input = with_unit_stride(input);
-  tensors.gate = with_unit_stride(gate);
-  tensors.output = empty_rows_like(tensors.input, input.scalar_type());
-  if (outputs.rstd) tensors.rstd = empty_rstd(tensors.input);
-  return tensors;
-}
-
-GatedBackwardTensors prepare_gated_backward(const Tensor& grad_output, const Tensor& input, const Tensor& gate,
-                                            const Tensor& rstd, MaybeName activation, bool norm_first,
-                                            Gradients gradients) {
-  check_gated_backward(grad_output, input, gate, rstd, activation);
-  GatedBackwardTensors tensors;
-  tensors.gating = check_gating(activation, norm_first);
-  tensors.grad_output = with_unit_stride(grad_output);
-  tensors.input = with_unit_stride(input);
-  tensors.gate = with_unit_stride(gate);
-  tensors.rstd = rstd;
-  if (gradients.input) tensors.grad_input = empty_rows_like(tensors.input, input.scalar_type());
-  if (gradients.gate) tensors.grad_gate = empty_rows_like(tensors.gate, gate.scalar_type());
   return tensors;
 }
 

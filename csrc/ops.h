@@ -47,31 +47,17 @@ Tensor _srms_norm_backward(const Tensor& grad_output, const Tensor& output, cons
 // ---- what a call reads and writes; an undefined tensor is absent
 
 // Args: what a kernel is handed of it.
-struct ForwardTensors : ForwardOperands<Tensor> {
-  using Args = ForwardArgs;
-  double eps;
+template <template <class> class Operands>
+struct CallTensors : Operands<Tensor>, Operands<Tensor>::Options {
+  using Args = CallArgs<Operands>;
 };
 
-struct BackwardTensors : BackwardOperands<Tensor> {
-  using Args = BackwardArgs;
+using ForwardTensors = CallTensors<ForwardOperands>;
+using WideBackwardTensors = CallTensors<WideBackwardOperands>;
 
+struct BackwardTensors : CallTensors<BackwardOperands> {
   // Where there is one: a float32 gradient beside 16 bits is grad_residual, whosever it is.
   const Tensor& gradient() const { return grad_input.defined() ? grad_input : grad_residual; }
-};
-
-struct WideBackwardTensors : WideBackwardOperands<Tensor> {
-  using Args = WideBackwardArgs;
-};
-
-struct GatedForwardTensors : GatedForwardOperands<Tensor> {
-  using Args = GatedForwardArgs;
-  double eps;
-  Gating gating;
-};
-
-struct GatedBackwardTensors : GatedBackwardOperands<Tensor> {
-  using Args = GatedBackwardArgs;
-  Gating gating;
 };
 
 struct ForwardOutputs {
@@ -79,7 +65,7 @@ struct ForwardOutputs {
 };
 
 struct Gradients {
-  bool input = false, residual = false, gate = false;
+  bool input = false, residual = false;
 };
 
 // float64 for float64, float32 for the other three; an error for any other dtype.
@@ -97,28 +83,19 @@ void check_backward(const Tensor& grad_output, const Tensor& output, const Tenso
                     Gradients gradients);
 void check_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd);
 void check_scale(const Tensor& input, const MaybeTensor& residual, const Tensor& scale, const MaybeTensor& factor);
-Gating check_gating(MaybeName activation, bool norm_first);
-double check_gated(const Tensor& input, const Tensor& gate, MaybeName activation, MaybeDouble eps);
-void check_gated_backward(const Tensor& grad_output, const Tensor& input, const Tensor& gate, const Tensor& rstd,
-                          MaybeName activation);
 
 // Each checks its arguments, then allocates what the call writes. A last dimension whose own stride is not 1 is copied
 // here, the only copy there is.
-ForwardTensors prepare_forward(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps, MaybeName dtype,
-                               ForwardOutputs outputs);
+ForwardTensors prepare_forward(ForwardOutputs outputs, const Tensor& input, const MaybeTensor& residual,
+                               MaybeDouble eps, MaybeName dtype = {});
 ForwardTensors prepare_scale(const Tensor& input, const MaybeTensor& residual, const Tensor& scale,
                              const MaybeTensor& factor, MaybeName dtype);
 // In place, lazily negated operands are resolved into copies, which finish_in_place brings back.
 ForwardTensors prepare_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps);
 void finish_in_place(const ForwardTensors& done, const Tensor& input, const Tensor& residual);
 // dtype: of the input's gradient.
-BackwardTensors prepare_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd,
-                                 const MaybeTensor& grad_sum, MaybeName dtype, Gradients gradients);
+BackwardTensors prepare_backward(Gradients gradients, const Tensor& grad_output, const Tensor& output,
+                                 const Tensor& rstd, const MaybeTensor& grad_sum, MaybeName dtype = {});
 WideBackwardTensors prepare_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd);
-GatedForwardTensors prepare_gated(const Tensor& input, const Tensor& gate, MaybeName activation, bool norm_first,
-                                  MaybeDouble eps, ForwardOutputs outputs);
-GatedBackwardTensors prepare_gated_backward(const Tensor& grad_output, const Tensor& input, const Tensor& gate,
-                                            const Tensor& rstd, MaybeName activation, bool norm_first,
-                                            Gradients gradients);
 
 }  // namespace srmsnorm

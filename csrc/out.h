@@ -84,7 +84,8 @@ void add_out(torch::Library& m, const char* name, Results (*)(Args...)) {
 template <class Kernels>
 struct OutKernels {
   static void add_to(torch::Library& m) {
-#define SRMSNORM_INTO(name, ...) add_out<&Kernels::name>(m, #name, &Kernels::name);
+#define SRMSNORM_INTO(name, schema, ...) \
+  add_out<static_cast<std::add_pointer_t<__VA_ARGS__>>(&Kernels::name)>(m, #name, std::add_pointer_t<__VA_ARGS__>());
     SRMSNORM_OUT_OPERATORS(SRMSNORM_INTO)
 #undef SRMSNORM_INTO
   }

@@ -14,11 +14,7 @@ struct QuantizationOptions {
   MaybeDouble scale_ub, eps;
 };
 
-struct QuantizedTensors : QuantizedOperands<Tensor> {
-  using Args = QuantizedArgs;
-  double eps;
-  Quantization quantization;
-
+struct QuantizedTensors : CallTensors<QuantizedOperands> {
   // The scale that was given, for those who do not write it with the rows.
   void write_given_scale() const;
 };

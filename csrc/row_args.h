@@ -1,6 +1,7 @@
 // What a backend is handed: raw pointers, sizes and strides. No torch, no device code: the kernels include this file.
 #pragma once
 #include <cstdint>
+#include <tuple>
 
 #include "operands.h"
 
@@ -51,48 +52,41 @@ struct Rows {
   int64_t strides[kMaxLevels] = {};
 };
 
+// What a kernel is handed of a call.
+template <template <class> class Operands>
+struct CallArgs : Operands<Rows>, Operands<Rows>::Options {
+  RowSpace space;
+};
+
 // Accumulation in double for double, in float for the rest: the dtype of rstd, scale and factor. residual and sum share
 // a dtype: input's, or float beside a 16-bit input. output has any, but double beside double and there alone. Absent
 // may be: residual, sum (and is without a residual), rstd, output where rstd is not, scale and factor. In place, output
 // is input and sum is residual, stride by stride; other operands do not overlap what is written.
-struct ForwardArgs : ForwardOperands<Rows> {
-  RowSpace space;
-  double eps = 0;
-};
+using ForwardArgs = CallArgs<ForwardOperands>;
 
 // Each gradient is rounded once to its own dtype. grad_output and output share a dtype; grad_sum has that one, or float
 // beside 16 bits; grad_input has that one, or 16 bits beside float; grad_residual is float where another has 16 bits.
 // Absent may be: grad_sum, and one of the gradients.
-struct BackwardArgs : BackwardOperands<Rows> {
-  RowSpace space;
-};
+using BackwardArgs = CallArgs<BackwardOperands>;
 
 // grad_output is float, input and grad_input have 16 bits.
-struct WideBackwardArgs : WideBackwardOperands<Rows> {
-  RowSpace space;
-};
+using WideBackwardArgs = CallArgs<WideBackwardOperands>;
 
 // Accumulation as in ForwardArgs. output has the dtype of input; gate that, or float beside 16 bits. Absent may be
 // rstd.
-struct GatedForwardArgs : GatedForwardOperands<Rows> {
-  RowSpace space;
-  double eps = 0;
-  Gating gating;
-};
+using GatedForwardArgs = CallArgs<GatedForwardOperands>;
 
 // grad_output and grad_input have the dtype of input, grad_gate that of gate: input's, or float beside 16 bits. Absent
 // may be one of the gradients.
-struct GatedBackwardArgs : GatedBackwardOperands<Rows> {
-  RowSpace space;
-  Gating gating;
-};
+using GatedBackwardArgs = CallArgs<GatedBackwardOperands>;
 
 // output is of bytes, by rows without gaps; the other operands as in ForwardArgs, but that nothing is of double. Absent
 // may be: residual, sum (in place it is residual), given, and scale where it is given.
-struct QuantizedArgs : QuantizedOperands<Rows> {
-  RowSpace space;
-  double eps = 0;
-  Quantization quantization;
-};
+using QuantizedArgs = CallArgs<QuantizedOperands>;
+
+// One of each.
+template <template <class> class Each>
+using EveryCall = std::tuple<Each<ForwardArgs>, Each<BackwardArgs>, Each<WideBackwardArgs>, Each<GatedForwardArgs>,
+                             Each<GatedBackwardArgs>, Each<QuantizedArgs>>;
 
 }  // namespace srmsnorm

@@ -34,11 +34,7 @@ struct RstdBackward : SavedNode<RstdBackward, /*operands=*/2, /*saved_tensors=*/
 };
 
 Tensor rstd(c10::DispatchKeySet keys, const Tensor& input, const MaybeTensor& residual, MaybeDouble eps) {
-  NodeOf<RstdBackward> node;
-  if (compute_requires_grad(input, residual)) {
-    node = make_node<RstdBackward>();
-    node->set_next_edges(collect_next_edges(input, residual));
-  }
+  auto node = node_of<RstdBackward>(input, residual);
   auto r = below_autograd(op::rstd(), keys, input, residual, eps);
   if (node) set_history(r, node);
   auto of_residual = residual.value_or(Tensor()), t = plus(tangent(input), tangent(of_residual));

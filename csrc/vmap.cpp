@@ -3,11 +3,33 @@
 #include <ATen/functorch/BatchedTensorImpl.h>
 #include <ATen/functorch/DynamicLayer.h>
 
-#include "ops.h"
-#include "quantized.h"
-#include "registration.h"
+#include "backend.h"
 
 namespace srmsnorm {
+
+// On the tensors as the user sees them: with a batch dimension in front a scalar would pass for a row, and errors would
+// tell of a shape that nobody has.
+template <class... Dtype>
+static void check(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps, const Dtype&...) {
+  check_forward(input, residual, eps);
+}
+template <class... Dtype>
+static void check(const Tensor& input, const Tensor& residual, MaybeDouble eps, const Dtype&...) {
+  check_forward(input, residual, eps);
+}
+template <class... Dtype>
+static void check(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
+                  const Dtype&...) {
+  check_backward(grad_output, output, rstd, grad_sum, {});
+}
+static void check(const Tensor& grad_output, const Tensor& input, const Tensor& rstd) {
+  check_wide_backward(grad_output, input, rstd);
+}
+static void check(const Tensor& input, const MaybeTensor& residual, const Tensor& scale, const MaybeTensor& factor,
+                  MaybeName) {
+  check_scale(input, residual, scale, factor);
+}
+
 namespace {
 
 namespace ft = at::functorch;
@@ -64,37 +86,6 @@ class Level {
   std::optional<c10::SymInt> size_;
 };
 
-// On the tensors as the user sees them: with a batch dimension in front a scalar would pass for a row, and errors would
-// tell of a shape that nobody has.
-template <class... Dtype>
-void check(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps, const Dtype&...) {
-  check_forward(input, residual, eps);
-}
-template <class... Dtype>
-void check(const Tensor& input, const Tensor& residual, MaybeDouble eps, const Dtype&...) {
-  check_forward(input, residual, eps);
-}
-template <class... Dtype>
-void check(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
-           const Dtype&...) {
-  check_backward(grad_output, output, rstd, grad_sum, {});
-}
-void check(const Tensor& grad_output, const Tensor& input, const Tensor& rstd) {
-  check_wide_backward(grad_output, input, rstd);
-}
-void check(const Tensor& input, const MaybeTensor& residual, const Tensor& scale, const MaybeTensor& factor,
-           MaybeName) {
-  check_scale(input, residual, scale, factor);
-}
-
-void check(const Tensor& input, const Tensor& gate, MaybeName activation, bool, MaybeDouble eps) {
-  check_gated(input, gate, activation, eps);
-}
-void check(const Tensor& grad_output, const Tensor& input, const Tensor& gate, const Tensor& rstd, MaybeName activation,
-           bool) {
-  check_gated_backward(grad_output, input, gate, rstd, activation);
-}
-
 template <auto op, class Signature>
 struct Rule;
 
@@ -139,18 +130,17 @@ constexpr bool kOverwritesResidual = false;
 template <>
 constexpr bool kOverwritesResidual<op::add_srms_norm_quantized_> = true;
 
-template <auto op, class Signature>
-struct QuantizedRule;
-
+// Of quantised results, alone in having the name of a dtype there.
 template <auto op, class Result, class Residual, class... Options>
-struct QuantizedRule<op, Result(const Tensor&, Residual, const MaybeTensor&, Options...)> {
+struct Rule<op, Result(const Tensor&, Residual, const MaybeTensor&, c10::string_view, Options...)> {
   static constexpr bool kInPlace = kOverwritesResidual<op>;
 
-  static Result call(const Tensor& input, Residual residual, const MaybeTensor& scale, Options... options) {
+  static Result call(const Tensor& input, Residual residual, const MaybeTensor& scale, c10::string_view dtype,
+                     Options... options) {
     if constexpr (kInPlace)
-      check_quantized_in_place(input, residual, scale, {options...});
+      check_quantized_in_place(input, residual, scale, {dtype, options...});
     else
-      check_quantized(input, residual, scale, {options...});
+      check_quantized(input, residual, scale, {dtype, options...});
     Level level;
     level.learn(input);
     level.learn(residual);
@@ -161,7 +151,7 @@ struct QuantizedRule<op, Result(const Tensor&, Residual, const MaybeTensor&, Opt
                   "another operand is");
     auto rows = level.in(input);
     auto given = in_rows(level, scale, rows);
-    auto results = op().call(rows, level.in(residual), given, options...);
+    auto results = op().call(rows, level.in(residual), given, dtype, options...);
     auto batched = level.out(results);
     auto& used = std::get<1>(results);
     if (used.dim() < rows.dim()) std::get<1>(batched) = used;  // one element of the whole batch
@@ -173,11 +163,7 @@ struct QuantizedRule<op, Result(const Tensor&, Residual, const MaybeTensor&, Opt
 
 SRMSNORM_KERNELS(FuncTorchBatched, m) {
 #define SRMSNORM_RULE(name, ...) m.impl(#name, &BySignature<op::name, Rule>::call);
-  SRMSNORM_NORM_OPERATORS(SRMSNORM_RULE, SRMSNORM_RULE)
-  SRMSNORM_RSTD_OPERATORS(SRMSNORM_RULE, SRMSNORM_RULE)
-  SRMSNORM_GATED_OPERATORS(SRMSNORM_RULE, SRMSNORM_RULE)
-#define SRMSNORM_QUANTIZED_RULE(name, ...) m.impl(#name, &BySignature<op::name, QuantizedRule>::call);
-  SRMSNORM_QUANTIZED_OPERATORS(SRMSNORM_QUANTIZED_RULE, SRMSNORM_QUANTIZED_RULE)
+  SRMSNORM_EVERY_OPERATOR(SRMSNORM_RULE)
   m.impl("_srms_norm_backward", &_srms_norm_backward);  // functorch does not look for composite kernels itself
 }
 

@@ -12,8 +12,7 @@ using Sweep = void (*)(const Args& args, int64_t first_row, int64_t last_row);
 template <class Args>
 using Select = Sweep<Args> (*)(const Args&);
 
-using Sweeps = std::tuple<Select<ForwardArgs>, Select<BackwardArgs>, Select<WideBackwardArgs>, Select<GatedForwardArgs>,
-                          Select<GatedBackwardArgs>, Select<QuantizedArgs>>;
+using Sweeps = EveryCall<Select>;
 
 extern const Sweeps kPortable;
 #if defined(__x86_64__)

@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "../row_args.h"
-#include "activation.h"
 #include "vector.h"
 
 namespace srmsnorm::cpu {
@@ -87,34 +86,6 @@ struct Source {
   }
 };
 
-// Input and a gate, which multiplies h, or y.
-template <class T, class Gate>
-struct GatedSource {
-  using A = Accumulator<T>;
-  Cursor<const T> input;
-  Cursor<const Gate> gate;
-  Gating gating;
-
-  explicit GatedSource(const GatedForwardArgs& args) : gating(args.gating) {}
-
-  template <int W>
-  SRMSNORM_SIMD Vec<A, W> h(int64_t i) const {
-    auto value = load<W>(input.row + i);
-    return gating.norm_first ? value : value * a<W>(i);
-  }
-
-  template <int W>
-  SRMSNORM_SIMD Vec<A, W> finished(Vec<A, W> y, int64_t i) const {
-    return gating.norm_first ? y * a<W>(i) : y;
-  }
-
- private:
-  template <int W>
-  SRMSNORM_SIMD Vec<A, W> a(int64_t i) const {
-    return activated<A, W>(load<W>(gate.row + i), gating.activation).value;
-  }
-};
-
 // What is made of it: y, and the sum where it is asked for.
 template <class T, class Sum>
 struct Normalized {
@@ -178,9 +149,6 @@ struct Forward : Source, Epilogue {
   }
 };
 
-template <class T, class Gate>
-using GatedForward = Forward<GatedSource<T, Gate>, Normalized<T, Absent>>;
-
 // h times numbers that are given.
 template <class Source>
 struct Scaled : Source, Converted<Absent, typename Source::A> {
@@ -198,60 +166,14 @@ struct Scaled : Source, Converted<Absent, typename Source::A> {
   }
 };
 
-// y = input * rstd (* a where the gate comes first).
-template <class T, class Gate>
-struct GatedBackward {
-  using A = Accumulator<T>;
-  Cursor<const T> grad_output, input;
-  Cursor<const Gate> gate;
-  Cursor<const A> rstd;
-  Cursor<T> grad_input;
-  Cursor<Gate> grad_gate;
-  Gating gating;
-  A r = 0, mean = 0;
-
-  explicit GatedBackward(const GatedBackwardArgs& args) : gating(args.gating) {}
-
-  template <int W>
-  SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
-    auto a = activated<A, W>(load<W>(gate.row + i), gating.activation).value;
-    return total + load<W>(input.row + i) * a * load<W>(grad_output.row + i);
-  }
-
-  void reduced(double row_mean) {
-    r = *rstd.row;
-    mean = static_cast<A>(row_mean * r);  // of y and its gradient
-  }
-
-  static constexpr bool kTwoResults = false;
-  const T* result() const { return grad_input.row; }
-
-  template <int W>
-  SRMSNORM_SIMD void write(int64_t i) const {
-    auto g = load<W>(grad_output.row + i), x = load<W>(input.row + i);
-    auto [a, slope] = activated<A, W>(load<W>(gate.row + i), gating.activation);
-    auto y = r * (gating.norm_first ? x : x * a), dh = r * ((gating.norm_first ? g * a : g) - y * mean);
-    if (grad_input) store<W>(grad_input.row + i, gating.norm_first ? dh : dh * a);
-    if (grad_gate) store<W>(grad_gate.row + i, (gating.norm_first ? g * y : dh * x) * slope);
-  }
-};
-
-// Of an output wider than the input, which is kept: y = input * rstd.
+// Backward that keeps the input: y = input * rstd.
 template <class T>
-struct WideBackward {
+struct BackwardOfInput {
   using A = Accumulator<T>;
-  Cursor<const A> grad_output;
   Cursor<const T> input;
   Cursor<const A> rstd;
   Cursor<T> grad_input;
-  A r = 0, mean = 0;
-
-  explicit WideBackward(const WideBackwardArgs&) {}
-
-  template <int W>
-  SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
-    return total + load<W>(input.row + i) * load<W>(grad_output.row + i);
-  }
+  A r = 0, mean = 0;  // mean: of y and its gradient
 
   void reduced(double row_mean) {
     r = *rstd.row;
@@ -259,11 +181,25 @@ struct WideBackward {
   }
 
   static constexpr bool kTwoResults = false;
+};
+
+// Of an output wider than the input.
+template <class T>
+struct WideBackward : BackwardOfInput<T> {
+  using typename BackwardOfInput<T>::A;
+  Cursor<const A> grad_output;
+
+  explicit WideBackward(const WideBackwardArgs&) {}
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
+    return total + load<W>(this->input.row + i) * load<W>(grad_output.row + i);
+  }
 
   template <int W>
   SRMSNORM_SIMD void write(int64_t i) const {
-    auto y = load<W>(input.row + i) * r;
-    store<W>(grad_input.row + i, r * (load<W>(grad_output.row + i) - y * mean));
+    auto y = load<W>(this->input.row + i) * this->r;
+    store<W>(this->grad_input.row + i, this->r * (load<W>(grad_output.row + i) - y * this->mean));
   }
 };
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "gated.h"
 #include "instruction_sets.h"
 #include "quantized.h"
 #include "rows.h"
@@ -147,7 +148,7 @@ auto with_type_beside(const Rows& rows, DType dtype, F f) {
   return f(T());
 }
 
-Sweep<ForwardArgs> select_forward(const ForwardArgs& args) {
+Sweep<ForwardArgs> select(const ForwardArgs& args) {
   return with_type<Half, BFloat16>(args.main().dtype, [&]<class T>(T) {
     return with_type_beside<T>(args.residual, args.input.dtype, [&]<class R>(R) -> Sweep<ForwardArgs> {
       using A = Accumulator<T>;
@@ -162,7 +163,7 @@ Sweep<ForwardArgs> select_forward(const ForwardArgs& args) {
   });
 }
 
-Sweep<BackwardArgs> select_backward(const BackwardArgs& args) {
+Sweep<BackwardArgs> select(const BackwardArgs& args) {
   return with_type<Half, BFloat16>(args.main().dtype, [&]<class T>(T) {
     return with_type_beside<T>(args.grad_sum, args.output.dtype, [&]<class G>(G) {
       return with_type_beside<T>(args.grad_residual, args.output.dtype, [&]<class R>(R) -> Sweep<BackwardArgs> {
@@ -177,14 +178,14 @@ Sweep<BackwardArgs> select_backward(const BackwardArgs& args) {
   });
 }
 
-Sweep<WideBackwardArgs> select_wide_backward(const WideBackwardArgs& args) {
+Sweep<WideBackwardArgs> select(const WideBackwardArgs& args) {
   return with_type<Half, BFloat16>(args.main().dtype, []<class T>(T) -> Sweep<WideBackwardArgs> {
     if constexpr (kIs16Bit<T>) return sweep<WideBackward<T>>;
     return nullptr;
   });
 }
 
-// Row: a gated one, of the input's type and the gate's.
+// Of the input's type and the gate's.
 template <template <class, class> class Row, class Args>
 Sweep<Args> select_gated(const Args& args) {
   return with_type<Half, BFloat16>(args.main().dtype, [&]<class T>(T) {
@@ -195,7 +196,10 @@ Sweep<Args> select_gated(const Args& args) {
   });
 }
 
-Sweep<QuantizedArgs> select_quantized(const QuantizedArgs& args) {
+Sweep<GatedForwardArgs> select(const GatedForwardArgs& args) { return select_gated<GatedForward>(args); }
+Sweep<GatedBackwardArgs> select(const GatedBackwardArgs& args) { return select_gated<GatedBackward>(args); }
+
+Sweep<QuantizedArgs> select(const QuantizedArgs& args) {
   return with_type<Half, BFloat16>(args.main().dtype, [&]<class T>(T) {
     return with_type_beside<T>(args.residual, args.main().dtype, [&]<class R>(R) -> Sweep<QuantizedArgs> {
       if constexpr (std::is_same_v<T, double>) {
@@ -208,12 +212,12 @@ Sweep<QuantizedArgs> select_quantized(const QuantizedArgs& args) {
   });
 }
 
-constexpr Sweeps kSweeps{select_forward,
-                         select_backward,
-                         select_wide_backward,
-                         select_gated<GatedForward, GatedForwardArgs>,
-                         select_gated<GatedBackward, GatedBackwardArgs>,
-                         select_quantized};
+template <class... Args>
+constexpr std::tuple<Select<Args>...> selects(std::tuple<Select<Args>...>*) {
+  return {static_cast<Select<Args>>(select)...};
+}
+
+constexpr Sweeps kSweeps = selects(static_cast<Sweeps*>(nullptr));
 
 }  // namespace
 }  // namespace srmsnorm::cpu

@@ -4,9 +4,24 @@
 
 namespace srmsnorm {
 
+// What backward does not do: nothing is held in place of what was read, and a row has no number of its own. Wide, y and
+// the gradient would take twice the registers.
+struct BackwardOp {
+  static constexpr bool kCombines = false;
+
+  template <class Held, class F>
+  __device__ __forceinline__ void each_late(Held&, F) const {}
+
+  template <class Held>
+  __device__ __forceinline__ void combine(Held&) const {}
+
+  template <class Args>
+  __device__ __forceinline__ void store_row(const Args&, int64_t) const {}
+};
+
 // S: the residual's type; has_sum: whether there is a gradient of the sum, which has that type.
 template <class T, class S, bool has_sum>
-struct Backward {
+struct Backward : BackwardOp {
   using Element = T;
   using Accumulator = accumulate_t<T>;
   using Total = Accumulator;
@@ -22,7 +37,6 @@ struct Backward {
   template <bool flat>
   using Args = KernelArgs<flat, Operands, kRstd, Accumulator>;
   static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(S);
-  static constexpr bool kCombines = false;  // wide, y and the gradient take twice the registers
   static constexpr Chunks kChunks = chunks_of(
       BackwardOperands<int>{.grad_output = sizeof(T), .output = sizeof(T), .grad_sum = has_sum ? sizeof(S) : 0});
 
@@ -74,9 +88,6 @@ struct Backward {
   }
 
   template <int N, bool shifted, bool first>
-  __device__ __forceinline__ void combine(Held<N, shifted, first>&) const {}
-
-  template <int N, bool shifted, bool first>
   __device__ __forceinline__ Accumulator term(const Held<N, shifted, first>& held) const {
     Accumulator g[N], y[N];
     held.grad_output.widened(g);
@@ -88,9 +99,6 @@ struct Backward {
   __device__ __forceinline__ void finish(Accumulator total, const Args& args) {
     mean = total * args.inverse_dim;
   }
-
-  template <class Args>
-  __device__ __forceinline__ void store_row(const Args&, int64_t) const {}
 
   // dh, in the accumulation type.
   template <int N, bool shifted, bool first>

@@ -161,7 +161,7 @@ struct ConvertedBackward : Backward<float, float, has_sum> {
 
 // dx = r (g - y mean(y g)) of a y wider than x, which is kept: y = x r, and g is float.
 template <class T>
-struct WideBackward {
+struct WideBackward : BackwardOp {
   using Element = T;
   using Accumulator = float;
   using Total = float;
@@ -171,7 +171,6 @@ struct WideBackward {
   template <bool flat>
   using Args = KernelArgs<flat, Operands, kRstd, float>;
   static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(float);
-  static constexpr bool kCombines = false;
   static constexpr Chunks kChunks =
       with_few_instances(chunks_of(WideBackwardOperands<int>{.grad_output = sizeof(float), .input = sizeof(T)}));
 
@@ -208,12 +207,6 @@ struct WideBackward {
     f(held.input, input);
   }
 
-  template <class Held, class F>
-  __device__ __forceinline__ void each_late(Held&, F) const {}
-
-  template <class Held>
-  __device__ __forceinline__ void combine(Held&) const {}
-
   template <int N, bool shifted, bool first>
   __device__ __forceinline__ float term(const Held<N, shifted, first>& held) const {
     float g[N], x[N];
@@ -226,9 +219,6 @@ struct WideBackward {
   __device__ __forceinline__ void finish(float total, const Args& args) {
     mean = total * args.inverse_dim * r;
   }
-
-  template <class Args>
-  __device__ __forceinline__ void store_row(const Args&, int64_t) const {}
 
   template <int pass, int N, bool shifted, bool first, class F>
   __device__ __forceinline__ void store(const Held<N, shifted, first>& held, F f) const {

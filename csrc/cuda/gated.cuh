@@ -1,9 +1,49 @@
-// The gated norm: its source, which has the gate beside the input, and its backward.
+// The gated norm: the activation of a gate and its slope, the source that has the gate beside the input, and backward.
 #pragma once
-#include "activation.cuh"
+#include "backward.cuh"
+#include "convert.cuh"
 #include "forward.cuh"
 
 namespace srmsnorm {
+
+// e^-g for g >= 0. Of 16 bits, by the hardware's approximation: 2 ulp of float are nothing there.
+template <class Gate>
+__device__ __forceinline__ float falling_exponential(float g) {
+  return kIs16Bit<Gate> ? __expf(-g) : expf(-g);
+}
+
+// Once in a kernel, as it is long.
+template <class Gate>
+__device__ __noinline__ double falling_exponential(double g) {
+  return exp(-g);
+}
+
+// Of 1 to 2: the hardware's, which errs by an ulp, and for what is not rounded to 16 bits a step of Newton's method.
+template <class Gate>
+__device__ __forceinline__ float reciprocal(float x) {
+  float r = __fdividef(1, x);
+  return kIs16Bit<Gate> ? r : fmaf(r, fmaf(-x, r, 1), r);
+}
+
+template <class Gate>
+__device__ __forceinline__ double reciprocal(double x) {
+  return 1 / x;
+}
+
+template <class A>
+struct Activated {
+  A value, slope;
+};
+
+// Gate: the type that it has in memory. By an exponential that cannot overflow; s (1 - s) would lose what 1 - s loses.
+// Chosen by selects, as a branch for each activation is three times the code.
+template <class Gate, class A>
+__device__ __forceinline__ Activated<A> activated(A g, Activation activation) {
+  bool none = activation == Activation::None, linear = activation != Activation::Sigmoid;
+  A e = falling_exponential<Gate>(fabs(g)), p = reciprocal<Gate>(1 + e);
+  A s = none ? 1 : g > 0 ? p : e * p, of_s = e * p * p, factor = linear ? g : 1;
+  return {factor * s, none ? 1 : fma(factor, of_s, linear ? s : 0)};
+}
 
 // h = input, and y is multiplied by a; or h = input * a. G: the gate's type.
 template <class T, class G>
@@ -81,7 +121,7 @@ using GatedForward = ForwardOp<GatedSource<T, G>, Normalized<GatedSource<T, G>>>
 // With y = x r:  dx = r (a g - y mean(y a g)), dgate = g y a'. With t = x a, z = t r:  dt = r (g - z mean(z g)), dx =
 // dt a, dgate = dt x a'. Each rounded once to its own type.
 template <class T, class G>
-struct GatedBackward {
+struct GatedBackward : BackwardOp {
   using Element = T;
   using Accumulator = accumulate_t<T>;
   using Total = Accumulator;
@@ -92,7 +132,6 @@ struct GatedBackward {
   template <bool flat>
   using Args = GatedArgs<KernelArgs<flat, Operands, kRstd, Accumulator>>;
   static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(G);
-  static constexpr bool kCombines = false;
   static constexpr Chunks kChunks =
       chunks_of(GatedBackwardOperands<int>{.grad_output = sizeof(T), .input = sizeof(T), .gate = sizeof(G)});
 
@@ -138,12 +177,6 @@ struct GatedBackward {
     f(held.gate, gate);
   }
 
-  template <class Held, class F>
-  __device__ __forceinline__ void each_late(Held&, F) const {}
-
-  template <class Held>
-  __device__ __forceinline__ void combine(Held&) const {}
-
   template <int N, bool shifted, bool first>
   __device__ __forceinline__ Accumulator term(const Held<N, shifted, first>& held) const {
     Accumulator g[N], x[N], by_gate[N];
@@ -159,9 +192,6 @@ struct GatedBackward {
   __device__ __forceinline__ void finish(Accumulator total, const Args& args) {
     mean = total * args.inverse_dim * r;
   }
-
-  template <class Args>
-  __device__ __forceinline__ void store_row(const Args&, int64_t) const {}
 
   template <int pass, int N, bool shifted, bool first, class F>
   __device__ __forceinline__ void store(const Held<N, shifted, first>& held, F f) const {

@@ -70,8 +70,8 @@ struct Cuda {
     if (tensors.quantization.group == 0 || together) return run<>(tensors);
     auto y = at::empty(tensors.input.sizes(), tensors.input.options());
     run(ForwardTensors{{.input = tensors.input, .residual = tensors.residual, .output = y, .sum = tensors.sum},
-                       tensors.eps});
-    QuantizedTensors rest{{.input = y, .output = tensors.output, .scale = tensors.scale}, 0, tensors.quantization};
+                       {tensors.eps}});
+    QuantizedTensors rest{{{.input = y, .output = tensors.output, .scale = tensors.scale}, {0, tensors.quantization}}};
     rest.quantization.normalized = true;
     run(rest);
   }

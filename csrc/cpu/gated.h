@@ -1,9 +1,9 @@
-// The activation of a gate and its slope. Compiled once per instruction set, as vector.h says.
+// The gated norm: the activation of a gate and its slope, what h is beside a gate, and backward. Compiled once per
+// instruction set, as vector.h says.
 #pragma once
 #include <iterator>
 
-#include "../operands.h"
-#include "vector.h"
+#include "rows.h"
 
 namespace srmsnorm::cpu {
 namespace {
@@ -75,6 +75,65 @@ SRMSNORM_SIMD Activated<A, W> activated(Vec<A, W> g, Activation activation) {
   if (activation == Activation::Sigmoid) return {s, slope};
   return {g * s, s + g * slope};
 }
+
+// Input and a gate, which multiplies h, or y.
+template <class T, class Gate>
+struct GatedSource {
+  using A = Accumulator<T>;
+  Cursor<const T> input;
+  Cursor<const Gate> gate;
+  Gating gating;
+
+  explicit GatedSource(const GatedForwardArgs& args) : gating(args.gating) {}
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> h(int64_t i) const {
+    auto value = load<W>(input.row + i);
+    return gating.norm_first ? value : value * a<W>(i);
+  }
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> finished(Vec<A, W> y, int64_t i) const {
+    return gating.norm_first ? y * a<W>(i) : y;
+  }
+
+ private:
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> a(int64_t i) const {
+    return activated<A, W>(load<W>(gate.row + i), gating.activation).value;
+  }
+};
+
+template <class T, class Gate>
+using GatedForward = Forward<GatedSource<T, Gate>, Normalized<T, Absent>>;
+
+// y = input * rstd (* a where the gate comes first).
+template <class T, class Gate>
+struct GatedBackward : BackwardOfInput<T> {
+  using typename BackwardOfInput<T>::A;
+  using BackwardOfInput<T>::input, BackwardOfInput<T>::r, BackwardOfInput<T>::mean;
+  Cursor<const T> grad_output;
+  Cursor<const Gate> gate;
+  Cursor<Gate> grad_gate;
+  Gating gating;
+
+  explicit GatedBackward(const GatedBackwardArgs& args) : gating(args.gating) {}
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> accumulate(Vec<A, W> total, int64_t i) const {
+    auto a = activated<A, W>(load<W>(gate.row + i), gating.activation).value;
+    return total + load<W>(input.row + i) * a * load<W>(grad_output.row + i);
+  }
+
+  template <int W>
+  SRMSNORM_SIMD void write(int64_t i) const {
+    auto g = load<W>(grad_output.row + i), x = load<W>(input.row + i);
+    auto [a, slope] = activated<A, W>(load<W>(gate.row + i), gating.activation);
+    auto y = r * (gating.norm_first ? x : x * a), dh = r * ((gating.norm_first ? g * a : g) - y * mean);
+    if (this->grad_input) store<W>(this->grad_input.row + i, gating.norm_first ? dh : dh * a);
+    if (grad_gate) store<W>(grad_gate.row + i, (gating.norm_first ? g * y : dh * x) * slope);
+  }
+};
 
 }  // namespace
 }  // namespace srmsnorm::cpu
