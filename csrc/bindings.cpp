@@ -4,7 +4,6 @@
 #include "face.h"
 #include "launch_plan.h"
 #include "ops.h"
-#include "out_face.h"
 
 namespace srmsnorm {
 
@@ -109,8 +108,4 @@ PyModuleDef module{PyModuleDef_HEAD_INIT, "_C", nullptr, 0, methods, nullptr, nu
 }  // namespace
 }  // namespace srmsnorm
 
-PyMODINIT_FUNC PyInit__C() {
-  PyObject* module = PyModule_Create(&srmsnorm::module);
-  if (module && PyModule_AddFunctions(module, srmsnorm::out_methods()) < 0) return nullptr;
-  return module;
-}
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&srmsnorm::module); }

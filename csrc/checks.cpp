@@ -6,8 +6,6 @@
 
 #include <limits>
 
-#include "out.h"
-
 namespace srmsnorm {
 
 bool expect_same(at::SymIntArrayRef sizes, at::SymIntArrayRef others) {
@@ -131,16 +129,14 @@ bool has_addresses(const Tensor& tensor) {
 
 Tensor empty_rows_like(const Tensor& tensor, at::ScalarType dtype) {
   auto options = tensor.options().dtype(dtype);
-  if (auto given = GivenResults::next(tensor.sym_sizes(), options)) return *given;
   auto output = at::empty_like(tensor, options);
   return has_unit_stride(output) ? output : at::empty_like(tensor, options, at::MemoryFormat::Contiguous);
 }
 
 Tensor empty_rstd(const Tensor& input) {
-  auto sizes = input.sym_sizes().slice(0, input.dim() - 1);
-  auto options = input.options().dtype(accumulation_dtype(input.scalar_type()));
-  auto given = GivenResults::next(sizes, options);
-  return given ? *given : at::empty_symint(sizes, options);
+  auto sizes = input.sym_sizes();
+  return at::empty_symint(sizes.slice(0, sizes.size() - 1),
+                          input.options().dtype(accumulation_dtype(input.scalar_type())));
 }
 
 Tensor resolve_negation(const Tensor& tensor) { return tensor.is_neg() ? tensor.resolve_neg() : tensor; }

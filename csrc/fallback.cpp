@@ -12,7 +12,6 @@
 #include <ATen/ops/sub.h>
 
 #include "backend.h"
-#include "out.h"
 
 namespace srmsnorm {
 namespace {
@@ -92,6 +91,5 @@ struct Fallback {
 }  // namespace
 
 SRMSNORM_KERNELS(CompositeExplicitAutograd, m) { Kernels<Fallback>::add_to(m); }
-SRMSNORM_OUT_KERNELS(CompositeExplicitAutograd, m) { OutKernels<Kernels<Fallback>>::add_to(m); }
 
 }  // namespace srmsnorm

@@ -149,16 +149,4 @@ void check_no_overlap_of_written(const Tensor& residual, const Tensor& read, con
   check_apart(read, residual, name, "its residual", work);
 }
 
-void check_no_overlap_of_results(c10::ArrayRef<const Tensor*> written, c10::ArrayRef<const Tensor*> read) {
-  int work = kMostWork;
-  auto check = [&](const Tensor& a, const Tensor& b, const char* what) {
-    if (a.defined() && a.numel() > 0 && b.numel() > 0) check_apart(a, b, "srmsnorm_out", what, work);
-  };
-  for (size_t i = 0; i < written.size(); i++) {
-    if (written[i]->numel() > 0) check_itself(*written[i], "srmsnorm_out", "its results", work);
-    for (size_t j = 0; j < i; j++) check(*written[j], *written[i], "its results");
-    for (const auto* operand : read) check(*operand, *written[i], "a result while it reads an operand");
-  }
-}
-
 }  // namespace srmsnorm

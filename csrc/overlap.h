@@ -11,7 +11,4 @@ void check_no_overlap(const at::Tensor& input, const at::Tensor& residual);
 // The same of a residual that the operator of that name overwrites, and what it reads, whose own elements may share.
 void check_no_overlap_of_written(const at::Tensor& residual, const at::Tensor& read, const char* name);
 
-// The same of results that are given to be written, and what is read.
-void check_no_overlap_of_results(c10::ArrayRef<const at::Tensor*> written, c10::ArrayRef<const at::Tensor*> read);
-
 }  // namespace srmsnorm

@@ -1,7 +1,6 @@
 // The schemas, and the keys that need no more than checks and outputs: Meta, and CUDA in a build without it.
 #include "backend.h"
 #include "launch_plan.h"
-#include "out.h"
 
 namespace srmsnorm {
 namespace {
@@ -42,7 +41,6 @@ SRMSNORM_KERNELS(Conjugate, m) { look_for_themselves(m); }
 SRMSNORM_KERNELS(ZeroTensor, m) { look_for_themselves(m); }
 
 SRMSNORM_KERNELS(Meta, m) { Kernels<Meta>::add_to(m); }
-SRMSNORM_OUT_KERNELS(Meta, m) { OutKernels<Kernels<Meta>>::add_to(m); }
 
 #ifndef SRMSNORM_CUDA
 static void built_without_cuda(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack*) {

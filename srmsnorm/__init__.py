@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from . import _dead_gradients as _dead_gradients  # registers what it has
 from . import functionalization as functionalization  # only registers
-from . import planning as planning  # likewise
 from . import reference
 from ._library import build_info, cmake_prefix_path, library_path
 from .functional import (

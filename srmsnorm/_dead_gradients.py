@@ -6,13 +6,17 @@ knows, so this is a pass of Inductor's, of the two operators that return a pair.
 traced for Inductor; where Inductor's names have moved, the pair stays.
 """
 
+import contextlib
+import functools
+import sys
 from typing import Any
 
 import torch
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
-from . import tracing
+from . import _library  # noqa: F401  the operators
 
-__all__ = ["is_half_dead", "keep_one", "singles"]
+__all__ = ["is_half_dead", "keep_one", "singles", "traced"]
 
 _ops = torch.ops.srmsnorm
 singles: dict[Any, tuple[Any, Any]] = {
@@ -27,6 +31,19 @@ singles: dict[Any, tuple[Any, Any]] = {
 }
 
 
+def traced(mode: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a call is written down as: itself, as long as nobody asks for another choice (``undecided``)."""
+    return function, kwargs
+
+
+def _trace(mode: Any, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if "torch._inductor.compile_fx" in sys.modules:
+        _register_pass()
+    function, kwargs = traced(mode, function, args, kwargs)
+    return mode.__torch_dispatch__(function, types, args, kwargs)
+
+
+@functools.cache
 def _register_pass() -> None:
     try:
         from torch._inductor.fx_passes.post_grad import pass_patterns
@@ -60,4 +77,6 @@ def keep_one(pair: torch.fx.Node) -> None:
         pair.graph.erase_node(node)
 
 
-tracing.before_inductor.append(_register_pass)
+with contextlib.suppress(RuntimeError):  # registered already, where the package is imported a second time
+    for _pair in singles:
+        torch.library.register_torch_dispatch(_pair, ProxyTorchDispatchMode, _trace)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.fx.experimental.proxy_tensor import get_proxy_slot
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_slot
 
-from . import tracing
+from . import _dead_gradients, _library  # noqa: F401  the operators
 
 __all__ = ["TWINS"]
 
@@ -59,7 +59,7 @@ def _computing(name: str) -> Callable[..., Any]:
     return lambda *args, table, **kwargs: function(*args, **kwargs)
 
 
-def _written_as(mode: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _traced(mode: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """What is written down for a call of an operator."""
     if function not in TWINS:
         return function, kwargs
@@ -86,6 +86,11 @@ def _table_of(mode: Any, rstd: torch.Tensor) -> str | None:
     return None
 
 
+def _trace(mode: Any, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    function, kwargs = _traced(mode, function, args, kwargs)
+    return mode.__torch_dispatch__(function, types, args, kwargs)
+
+
 _auto = torch.library.Library("srmsnorm_auto", "FRAGMENT")
 for _name in ("srms_norm", "add_srms_norm"):
     _auto.define(_schema(_name))
@@ -104,4 +109,8 @@ TWINS: dict[Any, Any] = {
 _UNDECIDED = frozenset(TWINS.values())
 _BACKWARDS = frozenset(getattr(_ops, name).default for name in _BACKWARD)
 
-tracing.written_as = _written_as
+for _operator in TWINS:
+    if _operator in _dead_gradients.singles:
+        continue  # has a rule, which asks
+    torch.library.register_torch_dispatch(_operator, ProxyTorchDispatchMode, _trace)
+_dead_gradients.traced = _traced

@@ -6,7 +6,6 @@
 
 #include "../backend.h"
 #include "../layout.h"
-#include "../out.h"
 #include "instruction_sets.h"
 
 namespace srmsnorm {
@@ -45,6 +44,5 @@ struct Cpu {
 }  // namespace
 
 SRMSNORM_KERNELS(CPU, m) { Kernels<Cpu>::add_to(m); }
-SRMSNORM_OUT_KERNELS(CPU, m) { OutKernels<Kernels<Cpu>>::add_to(m); }
 
 }  // namespace srmsnorm

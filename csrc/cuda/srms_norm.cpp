@@ -10,7 +10,6 @@
 
 #include "../backend.h"
 #include "../layout.h"
-#include "../out.h"
 #include "launchers.h"
 #include "plan.h"
 
@@ -93,6 +92,5 @@ std::vector<int64_t> numbers_of(int64_t device) {
 SRMSNORM_SCHEMAS(m) { m.def("_gpu(int device) -> int[]", &numbers_of); }
 
 SRMSNORM_KERNELS(CUDA, m) { Kernels<Cuda>::add_to(m); }
-SRMSNORM_OUT_KERNELS(CUDA, m) { OutKernels<Kernels<Cuda>>::add_to(m); }
 
 }  // namespace srmsnorm
