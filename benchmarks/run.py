@@ -258,13 +258,16 @@ def html(
 
 @app.command()
 def readme(
-    folder: Annotated[pathlib.Path, typer.Argument(exists=True, file_okay=False, help="Results of one machine.")],
+    folders: Annotated[
+        list[pathlib.Path],
+        typer.Argument(exists=True, file_okay=False, help="Results of one machine; then others, whose sweep is shown."),
+    ],
     path: Annotated[pathlib.Path, typer.Option("--readme", exists=True, help="The file to write to.")] = README,
 ) -> None:
-    """The tables of the project's README, from the CSVs of a folder."""
+    """The tables of the project's README, from the CSVs of a folder, and the sweeps of others."""
     from benchmarks.reports import readme
 
-    _insert(path, "tables", lambda: readme.section(folder, path.parent))
+    _insert(path, "tables", lambda: readme.section(folders[0], path.parent, folders[1:]))
 
 
 @app.command()

@@ -1,7 +1,8 @@
-"""The tables of the project's README, from the CSVs of one machine."""
+"""The tables of the project's README, from the CSVs of one machine, and the sweeps of others."""
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -9,13 +10,18 @@ from . import cells, tables
 from .common import COLUMNS, failures, grid, ordered, read
 
 
-def section(folder: pathlib.Path, root: pathlib.Path) -> str:
+def section(folder: pathlib.Path, root: pathlib.Path, others: Sequence[pathlib.Path] = ()) -> str:
     """What stands between the markers; links are relative to `root`."""
-    link = pathlib.PurePath(os.path.relpath(folder, root)).as_posix()
-    parts = _tables(folder / "tables.csv", link)
+    parts = _tables(folder / "tables.csv", _link(folder, root))
     if (folder / "sweep.csv").exists():
-        parts += _sweep(folder / "sweep.csv", link)
+        parts += _sweep(folder / "sweep.csv", _link(folder, root))
+    for other in others:
+        parts += _sweep_of_another(other / "sweep.csv", _link(other, root))
     return "\n\n".join(parts) + "\n"
+
+
+def _link(folder: pathlib.Path, root: pathlib.Path) -> str:
+    return pathlib.PurePath(os.path.relpath(folder, root)).as_posix()
 
 
 def _tables(path: pathlib.Path, link: str) -> list[str]:
@@ -62,4 +68,13 @@ def _sweep(path: pathlib.Path, link: str) -> list[str]:
         f"bytes ([every cell]({link}/sweep.md)):",
         *cells.summary(cells.cells_of(frame)),
         f"![fraction of the roof by dim]({link}/sweep.png)",
+    ]
+
+
+def _sweep_of_another(path: pathlib.Path, link: str) -> list[str]:
+    frame = read(path)
+    return [
+        f"The same on one {frame.iloc[0]['device']}, as fractions of its own roof ([every cell]({link}/sweep.md), "
+        f"[drawn]({link}/sweep.png)):",
+        *cells.summary(cells.cells_of(frame)),
     ]
