@@ -100,7 +100,8 @@ Jobs = Annotated[
 ]
 MODES = (*model.OPS, *model.HOW)
 Models = Annotated[
-    str | None, typer.Option(help=f"Comma-separated: {', '.join(k.lower().replace(' ', '-') for k in Model.KINDS)}.")
+    str | None,
+    typer.Option(help=f"Comma-separated: {', '.join(k.lower().replace(' ', '-') for k in Model.KINDS)} (model)."),
 ]
 Modes = Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(MODES)} (model).")]
 SizeNames = Annotated[str | None, typer.Option("--sizes", help=f"Comma-separated: {', '.join(model.SIZES)} (model).")]

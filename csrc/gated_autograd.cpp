@@ -165,9 +165,12 @@ auto backward(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor&
   if (node) node->save({grad_output, input, gate, rstd});
   if (node) node->constants = {name_of(activation), norm_first, of};
   auto gradients = below_autograd(op(), keys, grad_output, input, gate, rstd, activation, norm_first);
+  bool tangents =
+      isFwGradDefined(grad_output) || isFwGradDefined(input) || isFwGradDefined(gate) || isFwGradDefined(rstd);
+  if (!node && !tangents) return gradients;
   auto list = std::apply([](const auto&... each) { return variable_list{each...}; }, std::tuple(gradients));
   if (node) set_history(list, node);
-  if (isFwGradDefined(grad_output) || isFwGradDefined(input) || isFwGradDefined(gate) || isFwGradDefined(rstd)) {
+  if (tangents) {
     auto [dx, dgate] = gated_backward_formula(grad_output, input, gate, rstd, check_gating(activation, norm_first));
     auto pass_on = [](const Tensor& t, const Tensor& to) {
       if (t.defined()) set_tangent(to, t.to(to.scalar_type()));

@@ -148,7 +148,7 @@ struct Quantization {
   bool given = false, one_for_all = false;  // given as a number or an operand; which is one element
   bool power_of_two = false;                // else rounded up to one
   bool normalized = false;                  // y is the input
-  int group = 0;                            // elements; 0: the row
+  int group = 0;                            // elements; 0: the row, as where it is as long
   float value = 1, upper = 0;               // value: the number given
   float most, inverse_of_most, least;       // of the type
   int64_t group_stride = 0;                 // from a group's scale to the next one's, in elements

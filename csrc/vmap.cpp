@@ -3,12 +3,13 @@
 #include <ATen/functorch/BatchedTensorImpl.h>
 #include <ATen/functorch/DynamicLayer.h>
 
-#include "backend.h"
+#include "backend.h"  // for every family's check
 
 namespace srmsnorm {
 
 // On the tensors as the user sees them: with a batch dimension in front a scalar would pass for a row, and errors would
-// tell of a shape that nobody has.
+// tell of a shape that nobody has. Found by the types of the arguments, as those of other families are, which stand in
+// their headers: not in the anonymous namespace, where they would hide them.
 template <class... Dtype>
 static void check(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps, const Dtype&...) {
   check_forward(input, residual, eps);

@@ -73,8 +73,9 @@ def _sweep(path: pathlib.Path, link: str) -> list[str]:
 
 def _sweep_of_another(path: pathlib.Path, link: str) -> list[str]:
     frame = read(path)
+    beside = ", ".join(COLUMNS[name] for name in ordered(frame["provider"]) if name in COLUMNS and name != "ours")
     return [
-        f"The same on one {frame.iloc[0]['device']}, as fractions of its own roof ([every cell]({link}/sweep.md), "
-        f"[drawn]({link}/sweep.png)):",
+        f"The sweep on one {frame.iloc[0]['device']}, {' and '.join(frame['dtype'].unique())} beside {beside}, as "
+        f"fractions of its own roof ([every cell]({link}/sweep.md), [drawn]({link}/sweep.png)):",
         *cells.summary(cells.cells_of(frame)),
     ]

@@ -22,7 +22,10 @@ from benchmarks.record.recorder import Recorder
 
 NAME = "model"
 QUESTION = "tokens/s and memory of models that people run: forward, training, decode; eager and compiled"
-SIZES = {"large": Size(4, 2048, 2048, 16, 4), "small": Size(1, 256, 512, 4, 4)}  # few launches count, and many
+SIZES = {
+    "large": Size(4, 2048, 2048, 16, 4),
+    "small": Size(1, 256, 512, 4, 4),
+}  # where bytes count, and where launches do
 SIZES_CPU = {"large": Size(2, 128, 128, 4, 2), "small": Size(1, 32, 64, 2, 2)}
 OPS = ("forward", "training", "decode")
 HOW = ("eager", "compiled")

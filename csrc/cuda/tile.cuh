@@ -10,7 +10,7 @@ template <Reading reading>
 constexpr bool kIsShifted = reading == Reading::Shifted || reading == Reading::Twice;
 
 // Whether rows of whole vectors are cut from their begin on, wherever that is (plan_launch). Lanes read none twice but
-// quantised ones, all that are not flat.
+// quantised ones that are shifted.
 template <class Op, Sharing sharing, Reading reading>
 constexpr bool kFromBegin = cut_from_begin(sharing, Op::kChunks) && kIsShifted<reading>;
 
