@@ -164,11 +164,6 @@ def test_the_page_is_self_contained_and_holds_every_suite(tmp_path):
     assert not re.search(r'(src|href)="(?!#)', text)  # nothing is loaded from elsewhere
 
 
-@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*/index.html")), ids=lambda p: p.parent.name)
-def test_a_committed_page_comes_from_its_folder(path):
-    assert page.of_folder(path.parent, list(SUITES)).encode() == path.read_bytes()
-
-
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_fits_a_window(tmp_path, width):
