@@ -339,3 +339,17 @@ def test_an_epilogue_of_bytes(cuda, nvcc, tmp_path):
     program = nvcc(BYTES, f"-arch=sm_{major}{minor}", to=tmp_path / "bytes")
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+DIVISION = pathlib.Path(__file__).with_name("division.cu")
+
+
+def test_the_count_of_quotients_compiles(nvcc, tmp_path):
+    nvcc(DIVISION, "-arch=sm_90", "-ptx", to=tmp_path / "division.ptx")
+
+
+def test_every_quotient_is_the_byte_of_a_division(cuda, nvcc, tmp_path):
+    major, minor = torch.cuda.get_device_capability()
+    program = nvcc(DIVISION, f"-arch=sm_{major}{minor}", "-O3", to=tmp_path / "division")
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("bfloat16\nfloat16\ndone\n", "")

@@ -134,6 +134,25 @@ def test_every_rounding(device, kind, dtype):
         check(input, None, dtype, options)
 
 
+def scales_of_ties(y):
+    """Found scales by which some of y are exactly between two bytes, or off it by the rounding of the scale alone."""
+    numbers = y.float().abs().flatten().unique()
+    for number in numbers[numbers > 2.0**-4][:: max(1, len(numbers) // 6)].tolist():
+        for odd in range(17, 33, 2):  # of five bits, one more than the most that a byte has
+            scale = torch.tensor(number / odd * 2.0**-3)
+            yield from (scale, torch.nextafter(scale, torch.tensor(0.0)), torch.nextafter(scale, torch.tensor(1.0)))
+    yield torch.tensor(2.0**-5 - 2.0**-29)  # its inverse is nearest to between two numbers of float32
+
+
+@EACH
+@pytest.mark.parametrize("kind", samples.PLAIN[:2], ids=str)
+def test_ties_of_found_scales(device, kind, dtype):
+    input = samples.tensor((4, 2048), kind.dtype, device)
+    y = srmsnorm.srms_norm(input, eps=EPS)
+    for scale in scales_of_ties(y):
+        check(input, None, dtype, {"scale_ub": scale.item() * reference.LARGEST[dtype]})
+
+
 @EACH
 @pytest.mark.parametrize("kind", samples.PLAIN[:3], ids=str)
 def test_what_the_bytes_are_worth(device, kind, dtype):

@@ -48,13 +48,71 @@ __device__ __forceinline__ uint32_t two_int8(float low, float high, uint32_t bef
 }
 
 // Four bytes.
-__device__ __forceinline__ uint32_t four_bytes(const float* from, Quantized type) {
-  if (type == Quantized::Int8) return two_int8(from[0], from[1], two_int8(from[2], from[3], 0));
-  if (type == Quantized::Float8E4M3)
-    return two_float8<Quantized::Float8E4M3>(from[0], from[1]) | two_float8<Quantized::Float8E4M3>(from[2], from[3])
-                                                                     << 16;
-  return two_float8<Quantized::Float8E5M2>(from[0], from[1]) | two_float8<Quantized::Float8E5M2>(from[2], from[3])
-                                                                   << 16;
+template <Quantized type>
+__device__ __forceinline__ uint32_t four_bytes(const float* from) {
+  if constexpr (type == Quantized::Int8)
+    return two_int8(from[0], from[1], two_int8(from[2], from[3], 0));
+  else
+    return two_float8<type>(from[0], from[1]) | two_float8<type>(from[2], from[3]) << 16;
+}
+
+template <Quantized type, class Word>
+__device__ __forceinline__ Word bytes_of(const float* from) {
+  Word bytes = four_bytes<type>(from);
+  if constexpr (sizeof(Word) == 8) bytes |= static_cast<Word>(four_bytes<type>(from + 4)) << 32;
+  return bytes;
+}
+
+// A word of them: one choice of the type for all of it.
+template <class Word>
+__device__ __forceinline__ Word bytes_of(const float* from, Quantized type) {
+  if (type == Quantized::Float8E4M3) return bytes_of<Quantized::Float8E4M3, Word>(from);
+  if (type == Quantized::Float8E5M2) return bytes_of<Quantized::Float8E5M2, Word>(from);
+  return bytes_of<Quantized::Int8, Word>(from);
+}
+
+// The largest magnitude of elements, two of 16 bits or one float in a word; a NaN is the largest. By their bits, of
+// which a NaN's are, where the hardware has no such maximum of two halves.
+template <class T>
+struct Magnitude {
+  static constexpr uint32_t kNoSign = kIs16Bit<T> ? 0x7fff7fff : 0x7fffffff;
+  uint32_t word = 0;
+
+  __device__ __forceinline__ void or_of(Magnitude other) {
+    if constexpr (!kIs16Bit<T>) {
+      word = max(word, other.word);
+    } else {
+#if __CUDA_ARCH__ >= 800
+      if constexpr (std::is_same_v<T, half>)
+        asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(word) : "r"(other.word));
+      else
+        asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(word) : "r"(other.word));
+#else
+      word = __vmaxu2(word, other.word);
+#endif
+    }
+  }
+
+  // Of the lane whose number differs in that bit.
+  __device__ __forceinline__ void or_of_lane(int bit) { or_of({__shfl_xor_sync(~0u, word, bit)}); }
+
+  __device__ __forceinline__ float value() const {
+    if constexpr (!kIs16Bit<T>) return __uint_as_float(word);
+    Magnitude both = *this;
+    both.or_of({word << 16 | word >> 16});
+    float two[2];
+    widen_word<T>(both.word, two);
+    return two[0];
+  }
+};
+
+template <class T, int N>
+__device__ __forceinline__ Magnitude<T> largest_of(const Vector<T, N>& of) {
+  Magnitude<T> largest;
+#pragma unroll
+  for (const uint4& chunk : of.chunks)
+    for (uint32_t word : {chunk.x, chunk.y, chunk.z, chunk.w}) largest.or_of({word & Magnitude<T>::kNoSign});
+  return largest;
 }
 
 // N bytes, made of vectors of N elements.
@@ -70,10 +128,7 @@ struct QuantizedVector {
   const uint8_t* row;
   bool aligned;
 
-  __device__ __forceinline__ void set(const float (&from)[N], Quantized type) {
-    bytes = four_bytes(from, type);
-    if constexpr (N == 8) bytes |= static_cast<Word>(four_bytes(from + 4, type)) << 32;
-  }
+  __device__ __forceinline__ void set(const float (&from)[N], Quantized type) { bytes = bytes_of<Word>(from, type); }
 
   __device__ __forceinline__ void belong_to(const Quantization& how, float value, float* of_groups,
                                             const uint8_t* of_row, bool is_aligned) {
@@ -90,7 +145,7 @@ struct QuantizedVector {
   __device__ __forceinline__ void store(uint8_t* to, const Place<Index>& place) const {
     if (scales && place.left > 0 && (lane_in_row() * N & (group - 1)) == 0) {
       __builtin_assume(__isGlobal(scales));
-      scales[((to - row) >> (group == 64 ? 6 : 7)) * scales_stride] = scale;
+      scales[(static_cast<Index>(to - row) >> (group == 64 ? 6 : 7)) * scales_stride] = scale;
     }
     if (!aligned)
       store_anywhere(to, place);
@@ -133,7 +188,7 @@ struct QuantizedVector<1> {
   uint8_t byte;
   __device__ __forceinline__ void set(const float (&from)[1], Quantized type) {
     const float four[4] = {from[0]};
-    byte = static_cast<uint8_t>(four_bytes(four, type));
+    byte = static_cast<uint8_t>(bytes_of<uint32_t>(four, type));
   }
   __device__ __forceinline__ void store(uint8_t* to) const { *to = byte; }
 };

@@ -23,20 +23,27 @@ __device__ __forceinline__ float widen(bfloat16 x) { return __bfloat162float(x);
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 
+// The two elements of 16 bits in a word.
+template <class T>
+__device__ __forceinline__ void widen_word(uint32_t word, float* to) {
+  if constexpr (std::is_same_v<T, bfloat16>) {  // a bfloat16 is the upper half of a float
+    to[0] = __uint_as_float(word << 16);
+    to[1] = __uint_as_float(word & 0xffff0000);
+  } else {
+    float2 two = __half22float2(__halves2half2(__ushort_as_half(word & 0xffff), __ushort_as_half(word >> 16)));
+    to[0] = two.x;
+    to[1] = two.y;
+  }
+}
+
 // The elements in 16 bytes.
 template <class T>
 __device__ __forceinline__ void widen16(const uint4& chunk, accumulate_t<T>* to) {
   const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    if constexpr (std::is_same_v<T, bfloat16>) {  // a bfloat16 is the upper half of a float
-      to[2 * i] = __uint_as_float(words[i] << 16);
-      to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000);
-    } else if constexpr (std::is_same_v<T, half>) {
-      float2 two =
-          __half22float2(__halves2half2(__ushort_as_half(words[i] & 0xffff), __ushort_as_half(words[i] >> 16)));
-      to[2 * i] = two.x;
-      to[2 * i + 1] = two.y;
+    if constexpr (kIs16Bit<T>) {
+      widen_word<T>(words[i], to + 2 * i);
     } else if constexpr (std::is_same_v<T, float>) {
       to[i] = __uint_as_float(words[i]);
     } else if (i % 2 == 0) {

@@ -100,7 +100,7 @@ struct ForwardOp : Source, Epilogue {
 
   template <class Held>
   __device__ __forceinline__ Total term(const Held& held) const {
-    return Source::for_reduction(held, [](const auto& h) { return Epilogue::term(h); });
+    return Source::for_reduction(held, [&](const auto& h) { return Epilogue::term(h); });
   }
 
   template <class Args>

@@ -1,27 +1,10 @@
 // The epilogue that makes bytes of y, and the scales that give it back.
 #pragma once
 #include "bytes.cuh"
+#include "divisor.cuh"
 #include "forward.cuh"
 
 namespace srmsnorm {
-
-// a / b, rounded as IEEE asks, where no step of it leaves the range of normal numbers or a is tiny. inverse: of b,
-// correctly rounded, so that the second step is correct for any two numbers (Markstein, 1990); for an `a` of 16 bits
-// the first one is, which all of their mantissas with all of a divisor's show. By the negative rest, which keeps -0.
-template <class T>
-__device__ __forceinline__ float divided(float a, float b, float inverse) {
-  float q = __fmul_rn(a, inverse);
-  q = fmaf(fmaf(q, b, -a), -inverse, q);
-  if constexpr (!kIs16Bit<T>) q = fmaf(fmaf(q, b, -a), -inverse, q);
-  return q;
-}
-
-// 1 / b, correctly rounded where both are normal numbers: what the compiler makes of __frcp_rn but for its other cases.
-__device__ __forceinline__ float reciprocal(float b) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
-  return fmaf(r, fmaf(-b, r, 1.f), r);
-}
 
 // As forward's, whose order of the sum it has, with an epilogue's own arguments and fewer instances.
 template <class T, class R>
@@ -35,6 +18,18 @@ struct QuantizedSource : Source<T, R> {
   static constexpr Chunks kChunks = chunks_in_bytes(Source<T, R>::kChunks);
 };
 
+// The largest |y| of a group of 64 or 128 elements. By all lanes of the warp: groups are of rows that are cut from
+// their begin on, the lanes of one are neighbours and share a row.
+template <class T, int N>
+__device__ __forceinline__ float largest_of_group(const Vector<T, N>& y, int group) {
+  auto largest = largest_of(y);
+  constexpr int kHalf = 64 / (2 * N);  // of the lanes of a group of 64
+  if (group > 64) largest.or_of_lane(2 * kHalf);
+#pragma unroll
+  for (int lanes = kHalf; lanes > 0; lanes /= 2) largest.or_of_lane(lanes);
+  return largest.value();
+}
+
 template <class Source>
 struct Bytes {
   using T = typename Source::Element;
@@ -47,10 +42,7 @@ struct Bytes {
   using OwnArgs = Args;
   static constexpr int kOutput = Source::Operands::kCount, kSum = kOutput + 1, kScale = Operands::index(&Call::scale);
 
-  // What y is divided by, or, of what is given, multiplied by the inverse of.
-  struct Scale {
-    float value, inverse;
-  };
+  using Scale = Divisor<T>;  // of y; of what is given, the inverse alone is used
 
   Quantization how;
   uint8_t* output;
@@ -58,6 +50,9 @@ struct Bytes {
   float* scales;
   Scale of_row;
   bool writes_sum = false, aligned;  // aligned: bytes of a vector lie at a multiple of their number
+
+  // Whether the row has a scale that is made of it.
+  __device__ __forceinline__ bool of_whole_row() const { return !how.given && how.group == 0; }
 
   // A NaN is left to the sum, and so to r.
   template <int N>
@@ -69,13 +64,16 @@ struct Bytes {
   }
 
   template <int N>
-  static __device__ __forceinline__ Total term(const float (&h)[N]) {
-    return {dot(h, h), largest(h)};
+  __device__ __forceinline__ Total term(const float (&h)[N]) const {
+    return {dot(h, h), of_whole_row() ? largest(h) : 0};
   }
 
   static __device__ __forceinline__ float squares(Total total) { return total.sum; }
   __device__ __forceinline__ void reduced(Total total, float r) {
-    if (!how.given && how.group == 0) of_row = scale_of(total.largest, r);
+    if (!of_whole_row()) return;
+    float y[1] = {total.largest * r};  // h r and the rounding of it are monotone and odd
+    round(y);
+    of_row = scale_of(y[0]);
   }
 
   template <class Args>
@@ -90,29 +88,27 @@ struct Bytes {
     aligned = Args::kFlat;
     if (how.given) {
       float value = args.of(kScale + 1).data ? *offset.template in<const float>(args, kScale + 1) : how.value;
-      of_row = {value, __frcp_rn(value)};
+      of_row.value = value;
+      of_row.inverse = __frcp_rn(value);
     }
   }
 
-  // Of a row or a group. Its largest |h| makes its largest |y|: h r and the rounding of it are monotone and odd. Where
-  // that is not finite (a NaN or an infinity in the row; a root of 0) so is no scale: then it is NaN.
-  __device__ __forceinline__ Scale scale_of(float largest_h, float r) const {
-    float y[1] = {largest_h * r};
-    round(y);
-    float value = fmaxf(divided<float>(fminf(y[0], how.upper), how.most, how.inverse_of_most), how.least);
+  // Of a row or a group, by its largest |y|. Where that is not finite (a NaN or an infinity in the row; a root of 0) so
+  // is no scale: then it is NaN. Of each type's `most` all mantissas show that one correction is enough.
+  __device__ __forceinline__ Scale scale_of(float y) const {
+    float bounded = fminf(y, how.upper), near = __fmul_rn(bounded, how.inverse_of_most);
+    float value = fmaxf(corrected(near, bounded, how.most, how.inverse_of_most), how.least);
     if (how.power_of_two) value = __uint_as_float((__float_as_uint(value) + 0x7fffff) & 0x7f800000);
-    value += y[0] - y[0];
-    return {value, reciprocal(value)};
+    return Scale(value + (y - y));
   }
 
-  // To the input's type.
+  // To the input's type, as which it is returned.
   template <int N>
-  static __device__ __forceinline__ void round(float (&y)[N]) {
-    if constexpr (kIs16Bit<T>) {
-      Vector<T, N> narrow;
-      narrow.set(y);
-      narrow.widened(y);
-    }
+  static __device__ __forceinline__ Vector<T, N> round(float (&y)[N]) {
+    Vector<T, N> rounded;
+    rounded.set(y);
+    rounded.widened(y);
+    return rounded;
   }
 
   template <int pass, int N, class Finish, class F>
@@ -123,50 +119,25 @@ struct Bytes {
         out.set(h);
         if (writes_sum) f(out, sum);
       }
-      Scale scale = of_row;
-      if constexpr (N > 1)
-        if (how.group > 0) scale = scale_of(largest_of_group(h), r);
       float y[N];
 #pragma unroll
       for (int i = 0; i < N; i++) y[i] = h[i] * r;
-      round(y);
+      auto rounded = round(y);
+      Scale scale = of_row;
+      if constexpr (N > 1)
+        if (how.group > 0) scale = scale_of(largest_of_group(rounded, how.group));
+      if (how.given) {
 #pragma unroll
-      for (int i = 0; i < N; i++) {
-        float quotient = divided<T>(y[i], scale.value, scale.inverse);
-        y[i] = how.given ? __fmul_rn(y[i], scale.inverse) : quotient;  // a select: less code than a branch
+        for (int i = 0; i < N; i++) y[i] = __fmul_rn(y[i], scale.inverse);
+      } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) y[i] = scale.divide(y[i]);
       }
       QuantizedVector<N> out;
       out.set(y, how.type);
       if constexpr (N > 1) out.belong_to(how, scale.value, scales, output, aligned);
       f(out, output);
     }
-  }
-
- private:
-  // By all lanes of the warp. Groups of rows that are cut from their begin on: the lanes of one are neighbours, and
-  // share a row. By the bits, of which a NaN's are the largest: no r carries it where the rows are normalized already.
-  template <int N>
-  __device__ __forceinline__ float largest_of_group(const float (&h)[N]) const {
-    float largest = 0;
-#pragma unroll
-    for (int i = 0; i < N; i++) largest = larger_or_nan(largest, fabsf(h[i]));
-    int most = __float_as_int(largest);
-    constexpr int kHalf = 64 / (2 * N);  // of a group of 64
-    if (how.group > 64) most = max(most, __shfl_xor_sync(~0u, most, 2 * kHalf));
-#pragma unroll
-    for (int lanes = kHalf; lanes > 0; lanes /= 2) most = max(most, __shfl_xor_sync(~0u, most, lanes));
-    return __int_as_float(most);
-  }
-
-  // Of two that are not negative.
-  static __device__ __forceinline__ float larger_or_nan(float a, float b) {
-#if __CUDA_ARCH__ >= 800
-    float most;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
-    return most;
-#else
-    return __int_as_float(max(__float_as_int(a), __float_as_int(b)));
-#endif
   }
 };
 
