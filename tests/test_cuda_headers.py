@@ -344,12 +344,15 @@ def test_an_epilogue_of_bytes(cuda, nvcc, tmp_path):
 DIVISION = pathlib.Path(__file__).with_name("division.cu")
 
 
-def test_the_count_of_quotients_compiles(nvcc, tmp_path):
-    nvcc(DIVISION, "-arch=sm_90", "-ptx", to=tmp_path / "division.ptx")
+@pytest.mark.parametrize("architecture", [75, 80, 90])
+def test_the_count_of_quotients_compiles(nvcc, tmp_path, architecture):
+    """Which converts to bytes by integers before sm_89, and finds a largest of two halves so before sm_80."""
+    nvcc(DIVISION, f"-arch=sm_{architecture}", "--expt-relaxed-constexpr", "-ptx", to=tmp_path / "division.ptx")
 
 
 def test_every_quotient_is_the_byte_of_a_division(cuda, nvcc, tmp_path):
     major, minor = torch.cuda.get_device_capability()
-    program = nvcc(DIVISION, f"-arch=sm_{major}{minor}", "-O3", to=tmp_path / "division")
+    options = [f"-arch=sm_{major}{minor}", "-O3", "--expt-relaxed-constexpr"]
+    program = nvcc(DIVISION, *options, to=tmp_path / "division")
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("bfloat16\nfloat16\ndone\n", "")

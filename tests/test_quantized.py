@@ -134,23 +134,31 @@ def test_every_rounding(device, kind, dtype):
         check(input, None, dtype, options)
 
 
-def scales_of_ties(y):
+# Near the largest number of each type, exactly between two of its numbers.
+TIES = {FP8: [16 * odd for odd in range(17, 28, 2)], WIDE: [4096 * odd for odd in (9, 11, 13)],
+        INT8: [odd / 2 for odd in range(131, 254, 20)]}  # fmt: skip
+
+
+def scales_of_ties(y, dtype):
     """Found scales by which some of y are exactly between two bytes, or off it by the rounding of the scale alone."""
     numbers = y.float().abs().flatten().unique()
-    for number in numbers[numbers > 2.0**-4][:: max(1, len(numbers) // 6)].tolist():
-        for odd in range(17, 33, 2):  # of five bits, one more than the most that a byte has
-            scale = torch.tensor(number / odd * 2.0**-3)
+    numbers = numbers[(numbers > 2.0**-4) & (numbers < y.abs().amax(-1).min() / 2)]
+    for number in numbers[:: len(numbers) // 6].tolist():
+        for tie in TIES[dtype]:
+            scale = torch.tensor(number / tie)
             yield from (scale, torch.nextafter(scale, torch.tensor(0.0)), torch.nextafter(scale, torch.tensor(1.0)))
-    yield torch.tensor(2.0**-5 - 2.0**-29)  # its inverse is nearest to between two numbers of float32
 
 
 @EACH
 @pytest.mark.parametrize("kind", samples.PLAIN[:2], ids=str)
 def test_ties_of_found_scales(device, kind, dtype):
-    input = samples.tensor((4, 2048), kind.dtype, device)
+    magnitudes = torch.exp2(-(torch.arange(2048, device=device) % 24).float())
+    input = (samples.tensor((4, 2048), FLOAT, device) * magnitudes).to(kind.dtype)
     y = srmsnorm.srms_norm(input, eps=EPS)
-    for scale in scales_of_ties(y):
-        check(input, None, dtype, {"scale_ub": scale.item() * reference.LARGEST[dtype]})
+    for scale in scales_of_ties(y, dtype):
+        bound = torch.tensor(scale.item() * reference.LARGEST[dtype])
+        found = check(input, None, dtype, {"scale_ub": bound.item()})[1]
+        assert (found == bound / reference.LARGEST[dtype]).all()
 
 
 @EACH

@@ -1,5 +1,5 @@
-// Division of many elements by one number, in fewer instructions than a division takes: tests/division.cu has all
-// mantissas of both.
+// Division of many elements by one number, in fewer instructions than a division takes. tests/division.cu has all
+// mantissas of both, for elements of 16 bits.
 #pragma once
 #include "convert.cuh"
 
@@ -18,8 +18,8 @@ __device__ __forceinline__ float2 near_inverse(float b) {
   return {r, fmaf(-b, r, 1.f)};
 }
 
-// What divides elements of T by a number of float, as IEEE rounds where no step of it leaves the range of normal
-// numbers or the element is tiny.
+// What divides elements of T by a number of float, rounded as IEEE asks where no step leaves the range of normal
+// numbers; an element so tiny that one does is 0 as a byte.
 template <class T>
 struct Divisor {
   float value, inverse;

@@ -42,7 +42,7 @@ struct Bytes {
   using OwnArgs = Args;
   static constexpr int kOutput = Source::Operands::kCount, kSum = kOutput + 1, kScale = Operands::index(&Call::scale);
 
-  using Scale = Divisor<T>;  // of y; of what is given, the inverse alone is used
+  using Scale = Divisor<T>;  // of y, which a given scale's inverse multiplies instead
 
   Quantization how;
   uint8_t* output;
