@@ -42,8 +42,14 @@ __device__ __forceinline__ void widen16(const uint4& chunk, accumulate_t<T>* to)
   const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    if constexpr (kIs16Bit<T>) {
-      widen_word<T>(words[i], to + 2 * i);
+    if constexpr (std::is_same_v<T, bfloat16>) {  // a bfloat16 is the upper half of a float
+      to[2 * i] = __uint_as_float(words[i] << 16);
+      to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000);
+    } else if constexpr (std::is_same_v<T, half>) {
+      float2 two =
+          __half22float2(__halves2half2(__ushort_as_half(words[i] & 0xffff), __ushort_as_half(words[i] >> 16)));
+      to[2 * i] = two.x;
+      to[2 * i + 1] = two.y;
     } else if constexpr (std::is_same_v<T, float>) {
       to[i] = __uint_as_float(words[i]);
     } else if (i % 2 == 0) {
