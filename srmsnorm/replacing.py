@@ -8,10 +8,11 @@ import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import Graph, GraphModule, Node, map_arg
 from torch.utils._pytree import tree_leaves
 
 from . import choosing, inlining, reference
@@ -29,7 +30,7 @@ def is_registered() -> bool:
     """Registers with Inductor at the first call, behind its pass that drops dead gradients; whether that is done."""
     try:
         from torch._inductor.fx_passes.post_grad import pass_patterns
-        from torch._inductor.pattern_matcher import CallFunctionVarArgs, Match, register_graph_pattern
+        from torch._inductor.pattern_matcher import CallFunctionVarArgs, Match, fwd_only, register_graph_pattern  # noqa: F401
 
         if not hasattr(Match, "replace_by_example"):
             raise AttributeError("Match.replace_by_example")
@@ -46,12 +47,14 @@ def _decide(match: Any, *_: Any, **__: Any) -> None:
     given = _arguments(kept, node)
     call = _described(kept, node, given)
     answer, reason = choosing.choose(call, node.kwargs["table"])
-    function, tensors = _formula(call.operator, given)
-    if answer == "formula" and not _lie_alike(node.meta["val"], function, tensors):
-        answer, reason = "operator", "the formula's results have other strides"
+    if answer == "formula":
+        function, tensors = _formula(call.operator, given)
+        traced = _traced(match.graph, call.operator, given)
+        if not _lie_alike(node.meta["val"], traced):
+            answer, reason = "operator", "the formula's results have other strides"
     _write_down(call, answer, reason)
     if answer == "formula":
-        match.replace_by_example(function, tensors)
+        match.replace_by_example(function, tensors, trace_fn=lambda function, values: traced)
         return
     with match.graph.inserting_before(node):
         same = match.graph.call_function(kept, node.args, _without_table(node.kwargs))
@@ -65,13 +68,11 @@ def _decide(match: Any, *_: Any, **__: Any) -> None:
         keep_one(same)
 
 
-def _lie_alike(results: Any, function: Callable[..., Any], tensors: list[Node]) -> bool:
+def _lie_alike(results: Any, traced: GraphModule) -> bool:
     """Whether the formula's have the strides that the operator's have, of which the graph was made."""
-    from torch._inductor.virtualized import V
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    with V.fake_mode:
-        formulas = function(*(tensor.meta["val"] for tensor in tensors))
+    formulas = map_arg(traced.graph.output_node().args, lambda node: node.meta["val"])
     pairs = zip(*(tree_leaves(each) for each in (results, formulas)), strict=True)
     return all(statically_known_true(a == b) for pair in pairs for a, b in zip(*map(Tensor.stride, pair), strict=True))
 
@@ -147,6 +148,33 @@ def _users(node: Node) -> Iterator[Node]:
             yield from _users(user)
         else:
             yield user
+
+
+# ---- the formulas, traced
+
+
+_traces: WeakKeyDictionary[Graph, dict[str, tuple[GraphModule, list[dict[str, Any]]]]] = WeakKeyDictionary()
+
+
+def _traced(graph: Graph, name: str, given: dict[str, Any]) -> GraphModule:
+    """Calls of one graph that are alike share a trace, which takes 15 ms. They share its nodes' values too, until
+    Inductor looks at what its passes have changed, which it does before it asks what lies in the same memory."""
+    from torch._inductor.pattern_matcher import fwd_only
+    from torch._inductor.virtualized import V
+
+    function, tensors = _formula(name, given)
+    values = [tensor.meta["val"] for tensor in tensors]
+    others = {key: value for key, value in given.items() if not isinstance(value, Node)}
+    alike = str((name, others, [(value.dtype, value.device, value.shape, value.stride()) for value in values]))
+    traces = _traces.setdefault(graph, {})
+    if alike not in traces:
+        with V.fake_mode:
+            trace = fwd_only(function, values)
+        traces[alike] = trace, [node.meta.copy() for node in trace.graph.nodes]
+    trace, notes = traces[alike]
+    for node, note in zip(trace.graph.nodes, notes, strict=True):
+        node.meta = note.copy()
+    return trace
 
 
 # ---- the formulas: functions of the tensors that are there, and these

@@ -248,6 +248,32 @@ def test_formulas(kind):
     assert seen
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_calls_alike_share_a_trace(monkeypatch, table, dynamic):
+    """But no value and no note: Inductor takes nodes whose values share memory for views of each other."""
+    table([FORMULA])
+    traces = []
+    fwd_only = torch._inductor.pattern_matcher.fwd_only
+    monkeypatch.setattr(
+        torch._inductor.pattern_matcher, "fwd_only", lambda *args: traces.append(args) or fwd_only(*args)
+    )
+
+    def function(x, w):
+        x = srmsnorm.srms_norm(x @ w, eps=EPS)
+        x = srmsnorm.srms_norm(x @ w, eps=EPS)
+        x = srmsnorm.srms_norm(x @ w, eps=2 * EPS)
+        return srmsnorm.srms_norm(x @ w, eps=EPS, dtype=BFLOAT)
+
+    compiled, _, after = decided(function, dynamic=dynamic)
+    tensors = samples.values(LONG, FLOAT, "cpu"), samples.values((LONG[1], LONG[1]), FLOAT, "cpu", name="w")
+    with auto(), torch.no_grad():
+        assert_compiled([compiled(*tensors)], [function(*tensors)])
+    assert len(traces) == 3  # of one call and its like, of another eps, of another dtype
+    roots = [node for node in after[0].nodes if node.target is torch.ops.aten.rsqrt.default]
+    assert len(roots) == 4 == len({node.meta["val"].untyped_storage()._cdata for node in roots})
+    assert len({node.meta["stack_trace"] for node in roots}) == 4
+
+
 # ---- one choice, one code
 
 
