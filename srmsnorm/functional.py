@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import has_torch_function, has_torch_function_unary
+from torch.overrides import has_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from . import inlining, reference
 from ._library import _C
@@ -263,11 +263,15 @@ def srms_norm_quantized(
             a scale of another dtype, device or shape; group_size, power_of_two or scale_ub beside a scale; a group that
             does not divide dim; an operand that requires grad in grad mode or carries a tangent.
     """
-    if _is_compiling() or has_torch_function((input, residual, scale)):
+    if _is_compiling() or has_torch_function_variadic(input, residual, scale):
         options = _options(dtype, scale, group_size, power_of_two, scale_ub, eps)
         q, used = _srms_norm_quantized(input, residual, _tensor(scale), **options)
         if _is_compiling() and inlining.wanted():
             return reference.srms_norm_quantized(input, residual, **_of_reference(options, scale, dtype))
+    elif scale is None:  # the shortest way for most calls
+        return _C.srms_norm_quantized(
+            input, residual, None, _NAMES.get(dtype, dtype), None, None, group_size, power_of_two, scale_ub, eps
+        )
     else:
         q, used = _C.srms_norm_quantized(
             input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
@@ -294,11 +298,15 @@ def add_srms_norm_quantized(
     Raises:
         RuntimeError: as :func:`srms_norm_quantized`.
     """
-    if _is_compiling() or has_torch_function((input, residual, scale)):
+    if _is_compiling() or has_torch_function_variadic(input, residual, scale):
         options = _options(dtype, scale, group_size, power_of_two, scale_ub, eps)
         q, used, sum = _add_srms_norm_quantized(input, residual, _tensor(scale), **options)
         if _is_compiling() and inlining.wanted():
             return reference.add_srms_norm_quantized(input, residual, **_of_reference(options, scale, dtype))
+    elif scale is None:  # the shortest way for most calls
+        return _C.add_srms_norm_quantized(
+            input, residual, None, _NAMES.get(dtype, dtype), None, None, group_size, power_of_two, scale_ub, eps
+        )
     else:
         q, used, sum = _C.add_srms_norm_quantized(
             input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
@@ -329,13 +337,17 @@ def add_srms_norm_quantized_(
         RuntimeError: as :func:`srms_norm_quantized`; also where elements of ``residual`` share memory with each other
             or with another operand.
     """
-    if _is_compiling() or has_torch_function((input, residual, scale)):
+    if _is_compiling() or has_torch_function_variadic(input, residual, scale):
         options = _options(dtype, scale, group_size, power_of_two, scale_ub, eps)
         if _is_compiling() and torch.onnx.is_in_onnx_export():
             q, used, sum = add_srms_norm_quantized(input, residual, **_of_reference(options, scale, dtype))
             residual.copy_(sum)
         else:
             q, used = _add_srms_norm_quantized_(input, residual, _tensor(scale), **options)
+    elif scale is None:  # the shortest way for most calls
+        return _C.add_srms_norm_quantized_(
+            input, residual, None, _NAMES.get(dtype, dtype), None, None, group_size, power_of_two, scale_ub, eps
+        )
     else:
         q, used = _C.add_srms_norm_quantized_(
             input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
@@ -345,7 +357,7 @@ def add_srms_norm_quantized_(
 
 def _returned(scale: Any, used: Tensor) -> Any:
     """The scale itself, where it was given as a tensor."""
-    return used if scale is None or not isinstance(scale, Tensor) else scale
+    return scale if isinstance(scale, Tensor) else used
 
 
 def _tensor(scale: Any) -> Tensor | None:
@@ -354,10 +366,8 @@ def _tensor(scale: Any) -> Tensor | None:
 
 def _positional(dtype: torch.dtype, scale: Any) -> tuple[Any, ...]:
     """The scale as a tensor, the dtype's name, the scale as a number and as a name, as the operators take them."""
-    name = _name(dtype) if isinstance(dtype, torch.dtype) else dtype
-    if scale is None:  # asked first: whether something is a Tensor is a slow question
-        return None, name, None, None
-    if isinstance(scale, Tensor):
+    name = _NAMES.get(dtype, dtype)
+    if scale is None or isinstance(scale, Tensor):
         return scale, name, None, None
     return (None, name, None, scale) if isinstance(scale, str) else (None, name, scale, None)
 
