@@ -89,7 +89,10 @@ Providers = Annotated[str | None, typer.Option(help="Comma-separated names; --li
 Dims = Annotated[str | None, typer.Option(help="Comma-separated sizes of the last dimension.")]
 Dtypes = Annotated[str | None, typer.Option(help=f"Comma-separated: {', '.join(DTYPES)}.")]
 Ops = Annotated[
-    str | None, typer.Option(help=f"Comma-separated: {', '.join(OPS)} (sweep, small, cpu), {', '.join(NEIGHBOURS)}.")
+    str | None,
+    typer.Option(
+        help=f"Comma-separated: {', '.join(OPS)} (sweep, small, cpu), {', '.join(NEIGHBOURS)} (neighbours, cpu)."
+    ),
 ]
 Rows = Annotated[str | None, typer.Option(help="Comma-separated numbers of rows (sweep, small, cpu).")]
 Elements = Annotated[int | None, typer.Option(help="Elements of a tensor, where --rows is not given (sweep, cpu).")]

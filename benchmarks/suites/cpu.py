@@ -1,10 +1,12 @@
-"""The sweep on the CPU, on one thread and on all."""
+"""The sweep and the neighbours on the CPU, on one thread and on all."""
 
 import dataclasses
 
 import torch
 
 from benchmarks.protocol import measuring
+from benchmarks.protocol.neighbours import NEIGHBOURS
+from benchmarks.protocol.operations import OPS
 from benchmarks.record.plan import Plan
 
 NAME = "cpu"
@@ -16,7 +18,8 @@ BYTES = 1 << 24  # of the input: past the second-level cache of a core
 def run(plan: Plan) -> None:
     plan = dataclasses.replace(plan, device="cpu")
     threads = sorted({1, torch.get_num_threads()})
-    cells = measuring.cells_of_size(plan, BYTES, [2048] if plan.quick else DIMS, ["bf16", "fp32"])
+    plan = dataclasses.replace(plan, ops=plan.ops or [*OPS])
+    cells = measuring.cells_of_size(plan, BYTES, [2048] if plan.quick else DIMS, ["bf16", "fp32"], OPS | NEIGHBOURS)
     wanted = [dataclasses.replace(cell, threads=count) for cell in cells for count in threads]
     try:
         measuring.run(plan, NAME, wanted, ("ours", "toc", "rms"), plan.rounds or (3 if plan.quick else 10))
