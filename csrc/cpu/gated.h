@@ -2,6 +2,7 @@
 // instruction set, as vector.h says.
 #pragma once
 #include <iterator>
+#include <memory>
 
 #include "rows.h"
 
@@ -84,12 +85,26 @@ struct GatedSource {
   Cursor<const Gate> gate;
   Gating gating;
 
-  explicit GatedSource(const GatedForwardArgs& args) : gating(args.gating) {}
+  // Where the gate comes first, h of the row at hand: to write and read it costs less than its activation a second time
+  // (silu at dims 128 and 2048: 0.6 to 0.7 of the time).
+  std::shared_ptr<A[]> kept;
+
+  explicit GatedSource(const GatedForwardArgs& args) : gating(args.gating) {
+    if (!gating.norm_first) kept.reset(new A[args.space.dim]);
+  }
 
   template <int W>
   SRMSNORM_SIMD Vec<A, W> h(int64_t i) const {
     auto value = load<W>(input.row + i);
-    return gating.norm_first ? value : value * a<W>(i);
+    if (gating.norm_first) return value;
+    value *= a<W>(i);
+    store<W>(kept.get() + i, value);
+    return value;
+  }
+
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> h_again(int64_t i) const {
+    return gating.norm_first ? load<W>(input.row + i) : load<W>(kept.get() + i);
   }
 
   template <int W>

@@ -27,7 +27,7 @@ struct Cursor {
   void next() { row += rows->strides[0]; }
 };
 
-// An element whose dtype the call says.
+// An element whose dtype the call says. A row asks for it once, in `Typed`.
 struct AnyElement {};
 
 template <>
@@ -43,13 +43,6 @@ struct Cursor<AnyElement> {
     for (int level = 0; level < levels; ++level) row += index[level] * rows->strides[level] * size_of(rows->dtype);
   }
   void next() { row += rows->strides[0] * size_of(rows->dtype); }
-
-  template <int W, class A>
-  SRMSNORM_SIMD void store(Vec<A, W> value, int64_t i) const {
-    with_type<Half, BFloat16>(rows->dtype, [&]<class T>(T) SRMSNORM_TARGET {
-      if constexpr (std::is_same_v<Accumulator<T>, A>) cpu::store<W>(reinterpret_cast<T*>(row) + i, value);
-    });
-  }
 };
 
 template <>
@@ -61,6 +54,24 @@ struct Cursor<Absent> {
 
 template <class T>
 constexpr bool kPresent = !std::is_same_v<std::remove_const_t<T>, Absent>;
+
+// A row as its results are written: those of AnyElement as T, or none of Absent.
+template <class Row, class T>
+struct Typed {
+  using A = typename Row::A;
+  static constexpr bool kTwoResults = false;
+  const Row& row;
+
+  template <int W>
+  SRMSNORM_SIMD void write(int64_t i) const {
+    row.template write<W, T>(i);
+  }
+};
+
+template <int W, class T>
+SRMSNORM_SIMD void store_as(const Cursor<AnyElement>& to, int64_t i, Vec<Accumulator<T>, W> value) {
+  store<W>(reinterpret_cast<T*>(to.row) + i, value);
+}
 
 // What h is: input, with or without a residual.
 template <class T, class Residual>
@@ -77,6 +88,12 @@ struct Source {
     auto value = load<W>(input.row + i);
     if constexpr (kPresent<Residual>) value += load<W>(residual.row + i);
     return value;
+  }
+
+  // The same once the row is reduced.
+  template <int W>
+  SRMSNORM_SIMD Vec<A, W> h_again(int64_t i) const {
+    return h<W>(i);
   }
 
   // What is made of y before it is rounded.
@@ -97,7 +114,7 @@ struct Normalized {
   static constexpr bool kTwoResults = kPresent<Sum>;
   const T* result() const { return output.row; }
 
-  template <int W>
+  template <int W, class>
   SRMSNORM_SIMD void write_made(Vec<A, W> h, Vec<A, W> y, int64_t i) const {
     store<W>(output.row + i, y);
     if constexpr (kPresent<Sum>) store<W>(sum.row + i, h);
@@ -113,10 +130,11 @@ struct Converted {
   Cursor<Absent> scale, factor;
 
   static constexpr bool kTwoResults = false;
+  const Cursor<AnyElement>& any() const { return output; }
 
-  template <int W>
+  template <int W, class T>
   SRMSNORM_SIMD void write_made(Vec<A, W> h, Vec<A, W> y, int64_t i) const {
-    if (output) output.template store<W, A>(y, i);
+    if constexpr (kPresent<T>) store_as<W, T>(output, i, y);
     if constexpr (kPresent<Sum>) store<W>(sum.row + i, h);
   }
 };
@@ -142,10 +160,10 @@ struct Forward : Source, Epilogue {
     if (rstd) *rstd.row = r;
   }
 
-  template <int W>
+  template <int W, class T = Absent>
   SRMSNORM_SIMD void write(int64_t i) const {
-    auto h = Source::template h<W>(i);
-    Epilogue::template write_made<W>(h, Source::template finished<W>(h * r, i), i);
+    auto h = Source::template h_again<W>(i);
+    Epilogue::template write_made<W, T>(h, Source::template finished<W>(h * r, i), i);
   }
 };
 
@@ -159,10 +177,10 @@ struct Scaled : Source, Converted<Absent, typename Source::A> {
   template <class Args>
   explicit Scaled(const Args& args) : Source(args) {}
 
-  template <int W>
+  template <int W, class T>
   SRMSNORM_SIMD void write(int64_t i) const {
     auto y = Source::template h<W>(i) * *scale.row;
-    Scaled::template write_made<W>(y, factor ? y * *factor.row : y, i);
+    Scaled::template write_made<W, T>(y, factor ? y * *factor.row : y, i);
   }
 };
 
@@ -227,6 +245,11 @@ struct Backward {
   }
 
   static constexpr bool kAny = std::is_same_v<GradInput, AnyElement>;
+  const Cursor<AnyElement>& any() const
+    requires kAny
+  {
+    return grad_input;
+  }
   static constexpr bool kTwoResults = !kAny && kPresent<GradInput> && kPresent<GradResidual>;
   auto result() const {
     if constexpr (kPresent<GradInput>)
@@ -235,13 +258,13 @@ struct Backward {
       return grad_residual.row;
   }
 
-  template <int W>
+  template <int W, class Any = Absent>
   SRMSNORM_SIMD void write(int64_t i) const {
     auto grad = r * (load<W>(grad_output.row + i) - load<W>(output.row + i) * mean);
     if constexpr (kPresent<GradSum>) grad += load<W>(grad_sum.row + i);
-    if constexpr (kAny)
-      grad_input.template store<W, A>(grad, i);
-    else if constexpr (kPresent<GradInput>)
+    if constexpr (kAny && kPresent<Any>)
+      store_as<W, Any>(grad_input, i, grad);
+    else if constexpr (kPresent<GradInput> && !kAny)
       store<W>(grad_input.row + i, grad);
     if constexpr (kPresent<GradResidual>) store<W>(grad_residual.row + i, grad);
   }

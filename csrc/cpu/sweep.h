@@ -94,12 +94,26 @@ SRMSNORM_SIMD void write(const Row& row, int64_t i, int64_t end) {
   if (i < end) write_tail<W / 2>(row, i, end);
 }
 
+// The dtype is asked for once a row. By each vector, rstd alone at dim 128 took 1.4 to 2.3 times as long, float32 y of
+// bfloat16 up to 1.36 times as long as torch.compile's code.
+template <class Row>
+SRMSNORM_SIMD void write_typed(const Row& row, int64_t dim) {
+  if (!row.any()) return write(Typed<Row, Absent>{row}, 0, dim);
+  with_type<Half, BFloat16>(row.any().rows->dtype, [&]<class T>(T) SRMSNORM_TARGET {
+    if constexpr (std::is_same_v<Accumulator<T>, typename Row::A>) write(Typed<Row, T>{row}, 0, dim);
+  });
+}
+
 template <class Row>
 SRMSNORM_SIMD void write(const Row& row, int64_t dim) {
   constexpr int W = kWidth<typename Row::A>;
-  int64_t i = first_vector<W>(row, dim);
-  if (i > 0) write_tail<W / 2>(row, 0, i);
-  write(row, i, dim);
+  if constexpr (requires { row.any(); }) {
+    write_typed(row, dim);
+  } else {
+    int64_t i = first_vector<W>(row, dim);
+    if (i > 0) write_tail<W / 2>(row, 0, i);
+    write(row, i, dim);
+  }
 }
 
 // The elements of one scale after those of the other.
