@@ -23,6 +23,11 @@ struct Epsilon {
 
 // h = input (+ residual), rstd = (mean(h^2) + eps)^-1/2, output = h * rstd, sum = h. Where a scale is given, output = h
 // * scale (* factor), and nothing is reduced.
+//
+// Accumulation in double for double, in float for the rest: the dtype of rstd, scale and factor. residual and sum share
+// a dtype: input's, or float beside a 16-bit input. output has any, but double beside double and there alone. Absent
+// may be: residual, sum (and is without a residual), rstd, output where rstd is not, scale and factor. In place, output
+// is input and sum is residual, stride by stride; other operands do not overlap what is written.
 template <class Each>
 struct ForwardOperands {
   using Options = Epsilon;
@@ -46,6 +51,10 @@ struct ForwardOperands {
 };
 
 // dh = rstd * (grad_output - output * mean(output * grad_output)) + grad_sum; the gradients are dh.
+//
+// Each gradient is rounded once to its own dtype. grad_output and output share a dtype; grad_sum has that one, or float
+// beside 16 bits; grad_input has that one, or 16 bits beside float; grad_residual is float where another has 16 bits.
+// Absent may be: grad_sum, and one of the gradients.
 template <class Each>
 struct BackwardOperands {
   using Options = NoOptions;
@@ -66,6 +75,8 @@ struct BackwardOperands {
 };
 
 // dh of an output wider than the input, of which the input is kept: output = input * rstd.
+//
+// grad_output is float, input and grad_input have 16 bits.
 template <class Each>
 struct WideBackwardOperands {
   using Options = NoOptions;
@@ -97,6 +108,8 @@ struct GatedOptions {
 };
 
 // output = input * rstd * a, rstd of input; or h = input * a, output = h * rstd, rstd of h.
+//
+// Accumulation as in forward. output has the dtype of input; gate that, or float beside 16 bits. Absent may be rstd.
 template <class Each>
 struct GatedForwardOperands {
   using Options = GatedOptions;
@@ -115,6 +128,9 @@ struct GatedForwardOperands {
 };
 
 // Of which the input is kept, not the output.
+//
+// grad_output and grad_input have the dtype of input, grad_gate that of gate: input's, or float beside 16 bits. Absent
+// may be one of the gradients.
 template <class Each>
 struct GatedBackwardOperands {
   using Options = GatedOptions;
@@ -167,6 +183,9 @@ struct QuantizedOptions {
 
 // As forward; y is rounded to the input's dtype, and written as bytes with the scales that give it back. given: a scale
 // for every row. scale: one or several a row.
+//
+// output is of bytes, by rows without gaps; the other operands as in forward, but that nothing is of double. Absent may
+// be: residual, sum (in place it is residual), given, and scale where it is given.
 template <class Each>
 struct QuantizedOperands {
   using Options = QuantizedOptions;
@@ -185,6 +204,10 @@ struct QuantizedOperands {
     f(kNumberWritten, of.scale...);
   }
 };
+
+// The lists, in one table by name. The arguments of a backend, its sweeps and its launchers follow from it.
+#define SRMSNORM_EVERY_LIST(row) \
+  row(Forward) row(Backward) row(WideBackward) row(GatedForward) row(GatedBackward) row(Quantized)
 
 template <class Operands>
 constexpr int operand_count() {

@@ -58,35 +58,15 @@ struct CallArgs : Operands<Rows>, Operands<Rows>::Options {
   RowSpace space;
 };
 
-// Accumulation in double for double, in float for the rest: the dtype of rstd, scale and factor. residual and sum share
-// a dtype: input's, or float beside a 16-bit input. output has any, but double beside double and there alone. Absent
-// may be: residual, sum (and is without a residual), rstd, output where rstd is not, scale and factor. In place, output
-// is input and sum is residual, stride by stride; other operands do not overlap what is written.
-using ForwardArgs = CallArgs<ForwardOperands>;
-
-// Each gradient is rounded once to its own dtype. grad_output and output share a dtype; grad_sum has that one, or float
-// beside 16 bits; grad_input has that one, or 16 bits beside float; grad_residual is float where another has 16 bits.
-// Absent may be: grad_sum, and one of the gradients.
-using BackwardArgs = CallArgs<BackwardOperands>;
-
-// grad_output is float, input and grad_input have 16 bits.
-using WideBackwardArgs = CallArgs<WideBackwardOperands>;
-
-// Accumulation as in ForwardArgs. output has the dtype of input; gate that, or float beside 16 bits. Absent may be
-// rstd.
-using GatedForwardArgs = CallArgs<GatedForwardOperands>;
-
-// grad_output and grad_input have the dtype of input, grad_gate that of gate: input's, or float beside 16 bits. Absent
-// may be one of the gradients.
-using GatedBackwardArgs = CallArgs<GatedBackwardOperands>;
-
-// output is of bytes, by rows without gaps; the other operands as in ForwardArgs, but that nothing is of double. Absent
-// may be: residual, sum (in place it is residual), given, and scale where it is given.
-using QuantizedArgs = CallArgs<QuantizedOperands>;
+// ForwardArgs of ForwardOperands, and so on.
+#define SRMSNORM_ARGS(name) using name##Args = CallArgs<name##Operands>;
+SRMSNORM_EVERY_LIST(SRMSNORM_ARGS)
+#undef SRMSNORM_ARGS
 
 // One of each.
+#define SRMSNORM_ONE(name) std::tuple<Each<name##Args>>(),
 template <template <class> class Each>
-using EveryCall = std::tuple<Each<ForwardArgs>, Each<BackwardArgs>, Each<WideBackwardArgs>, Each<GatedForwardArgs>,
-                             Each<GatedBackwardArgs>, Each<QuantizedArgs>>;
+using EveryCall = decltype(std::tuple_cat(SRMSNORM_EVERY_LIST(SRMSNORM_ONE) std::tuple<>()));
+#undef SRMSNORM_ONE
 
 }  // namespace srmsnorm

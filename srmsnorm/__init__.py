@@ -4,19 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _dead_gradients as _dead_gradients  # registers what it has
+from . import functional, reference
 from . import functionalization as functionalization  # only registers
-from . import reference
 from ._library import build_info, cmake_prefix_path, library_path
-from .functional import (
-    add_srms_norm,
-    add_srms_norm_,
-    add_srms_norm_quantized,
-    add_srms_norm_quantized_,
-    gated_srms_norm,
-    rstd,
-    srms_norm,
-    srms_norm_quantized,
-)
+from .functional import *  # noqa: F403  its __all__
 from .inlining import inline_under_compile
 from .launching import Gpu, gpu, launch_plan
 from .module import SRMSNorm, SRMSNormGated
@@ -31,24 +22,17 @@ __all__ = [
     "Gpu",
     "SRMSNorm",
     "SRMSNormGated",
-    "add_srms_norm",
-    "add_srms_norm_",
-    "add_srms_norm_quantized",
-    "add_srms_norm_quantized_",
     "build_info",
     "cmake_prefix_path",
     "convert",
     "fold",
-    "gated_srms_norm",
     "gpu",
     "inline_under_compile",
     "launch_plan",
     "library_path",
     "reference",
-    "rstd",
-    "srms_norm",
-    "srms_norm_quantized",
 ]
+__all__ += functional.__all__
 
 _LATER = {
     "convert": ".conversion",

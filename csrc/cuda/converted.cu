@@ -6,10 +6,7 @@ namespace srmsnorm {
 
 cudaError_t cuda::launch_converted(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream) {
   return with_type<half, bfloat16>(args.input.dtype, [&]<class T>(T) {
-    if (!args.residual.data) return launch<ConvertedForward<T, void>>(args, gpu, stream);
-    if constexpr (kIs16Bit<T>)
-      if (args.residual.dtype == DType::Float) return launch<ConvertedForward<T, float>>(args, gpu, stream);
-    return launch<ConvertedForward<T, T>>(args, gpu, stream);
+    return launch_beside<ConvertedForward, T>(args.residual, args, gpu, stream);
   });
 }
 

@@ -113,4 +113,15 @@ cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, cudaStream_t s
   return launch<Op>(call, gpu, class_of(gpu), stream);
 }
 
+// Of Ops of the main operand's type T and of that of an operand beside it: float beside 16 bits, or T too; where it may
+// be absent, void.
+template <template <class, class> class Op, class T, bool may_be_absent = true, class Call>
+cudaError_t launch_beside(const Rows& beside, const Call& call, const Gpu& gpu, cudaStream_t stream) {
+  if constexpr (may_be_absent)
+    if (!beside.data) return launch<Op<T, void>>(call, gpu, stream);
+  if constexpr (kIs16Bit<T>)
+    if (beside.dtype == DType::Float) return launch<Op<T, float>>(call, gpu, stream);
+  return launch<Op<T, T>>(call, gpu, stream);
+}
+
 }  // namespace srmsnorm

@@ -9,16 +9,14 @@
 
 namespace srmsnorm::cuda {
 
-// gpu: the stream's; of wide rows with the largest cluster of the stream's context.
-cudaError_t launch(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream);
-cudaError_t launch(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
-cudaError_t launch(const WideBackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
-cudaError_t launch(const GatedForwardArgs& args, const Gpu& gpu, cudaStream_t stream);
-cudaError_t launch(const GatedBackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
-// Groups only of rows that begin at 16 bytes.
-cudaError_t launch(const QuantizedArgs& args, const Gpu& gpu, cudaStream_t stream);
+// Of every list of operands. gpu: the stream's; of wide rows with the largest cluster of the stream's context. Groups
+// of quantised elements only of rows that begin at 16 bytes.
+#define SRMSNORM_LAUNCHER(name) cudaError_t launch(const name##Args& args, const Gpu& gpu, cudaStream_t stream);
+SRMSNORM_EVERY_LIST(SRMSNORM_LAUNCHER)
+#undef SRMSNORM_LAUNCHER
 
-// What the first two call for results of another dtype than the main operand's, and where numbers are given.
+// What those of forward and backward call for results of another dtype than the main operand's, and where numbers are
+// given.
 cudaError_t launch_converted(const ForwardArgs& args, const Gpu& gpu, cudaStream_t stream);
 cudaError_t launch_converted(const BackwardArgs& args, const Gpu& gpu, cudaStream_t stream);
 
