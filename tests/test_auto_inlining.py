@@ -19,7 +19,6 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import srmsnorm
 from srmsnorm import choosing, replacing
-from srmsnorm.undecided import TWINS
 
 EPS = 1e-3
 LONG, SHORT = (6, 512), (6, 64)  # of which training makes the formula, and the operator
@@ -226,52 +225,6 @@ def test_what_the_table_is_told(table):
     assert (second.rows, second.unit_stride, second.mixed, second.training) == (6, True, True, True)
     pair = seen["_srms_norm_backward_pair", 512]
     assert pair.backward and pair.grad_sum and not seen["_srms_norm_backward_input", 6].grad_sum
-
-
-# ---- the formulas
-
-
-@pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT), Kind(HALF, HALF)], ids=str)
-def test_formulas(kind):
-    """Of every call that may be left open: the operator's dtypes and shapes, and its values but for roundings."""
-    seen = set()
-    for name, args, kwargs in samples.calls(kind, (3, 16)):
-        twin = getattr(torch.ops.srmsnorm, name).default
-        if twin not in TWINS:
-            continue
-        seen.add(name)
-        given = {a.name: a.default_value for a in twin._schema.arguments}
-        given |= dict(zip(given, args, strict=False)) | kwargs
-        got, want = replacing._FORMULAS[name](**given), twin(*args, **kwargs)
-        got, want = ((results,) if isinstance(results, torch.Tensor) else results for results in (got, want))
-        assert_compiled(got, want)
-    assert seen
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_calls_alike_share_a_trace(monkeypatch, table, dynamic):
-    """But no value and no note: Inductor takes nodes whose values share memory for views of each other."""
-    table([FORMULA])
-    traces = []
-    fwd_only = torch._inductor.pattern_matcher.fwd_only
-    monkeypatch.setattr(
-        torch._inductor.pattern_matcher, "fwd_only", lambda *args: traces.append(args) or fwd_only(*args)
-    )
-
-    def function(x, w):
-        x = srmsnorm.srms_norm(x @ w, eps=EPS)
-        x = srmsnorm.srms_norm(x @ w, eps=EPS)
-        x = srmsnorm.srms_norm(x @ w, eps=2 * EPS)
-        return srmsnorm.srms_norm(x @ w, eps=EPS, dtype=BFLOAT)
-
-    compiled, _, after = decided(function, dynamic=dynamic)
-    tensors = samples.values(LONG, FLOAT, "cpu"), samples.values((LONG[1], LONG[1]), FLOAT, "cpu", name="w")
-    with auto(), torch.no_grad():
-        assert_compiled([compiled(*tensors)], [function(*tensors)])
-    assert len(traces) == 3  # of one call and its like, of another eps, of another dtype
-    roots = [node for node in after[0].nodes if node.target is torch.ops.aten.rsqrt.default]
-    assert len(roots) == 4 == len({node.meta["val"].untyped_storage()._cdata for node in roots})
-    assert len({node.meta["stack_trace"] for node in roots}) == 4
 
 
 # ---- one choice, one code

@@ -1,0 +1,65 @@
+"""What a call becomes that is replaced in Inductor's graphs: the formulas, and the graphs that they are traced into."""
+
+import pytest
+import samples
+import torch
+from decided import decided
+from samples import BFLOAT, FLOAT, HALF, Kind
+from tolerances import assert_compiled
+
+import srmsnorm
+from srmsnorm import choosing, replacing
+from srmsnorm.undecided import TWINS
+
+EPS = 1e-3
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+@pytest.fixture
+def formula_everywhere():
+    choosing.use([choosing.Row("all", lambda call: True, "formula", "")])
+    yield
+    choosing.use(choosing.TABLE)
+
+
+@pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT), Kind(HALF, HALF)], ids=str)
+def test_formulas(kind):
+    """Of every call that may be left open: the operator's dtypes and shapes, and its values but for roundings."""
+    seen = set()
+    for name, args, kwargs in samples.calls(kind, (3, 16)):
+        twin = getattr(torch.ops.srmsnorm, name).default
+        if twin not in TWINS:
+            continue
+        seen.add(name)
+        given = {a.name: a.default_value for a in twin._schema.arguments}
+        given |= dict(zip(given, args, strict=False)) | kwargs
+        got, want = replacing._FORMULAS[name](**given), twin(*args, **kwargs)
+        got, want = ((results,) if isinstance(results, torch.Tensor) else results for results in (got, want))
+        assert_compiled(got, want)
+    assert seen
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_calls_alike_share_a_trace(monkeypatch, formula_everywhere, dynamic):
+    """But no value and no note: Inductor takes nodes whose values share memory for views of each other."""
+    traces = []
+    fwd_only = torch._inductor.pattern_matcher.fwd_only
+    monkeypatch.setattr(
+        torch._inductor.pattern_matcher, "fwd_only", lambda *args: traces.append(args) or fwd_only(*args)
+    )
+
+    def function(x, w):
+        x = srmsnorm.srms_norm(x @ w, eps=EPS)
+        x = srmsnorm.srms_norm(x @ w, eps=EPS)
+        x = srmsnorm.srms_norm(x @ w, eps=2 * EPS)
+        return srmsnorm.srms_norm(x @ w, eps=EPS, dtype=BFLOAT)
+
+    compiled, _, after = decided(function, dynamic=dynamic)
+    tensors = samples.values((6, 512), FLOAT, "cpu"), samples.values((512, 512), FLOAT, "cpu", name="w")
+    with srmsnorm.inline_under_compile("auto"), torch.no_grad():
+        assert_compiled([compiled(*tensors)], [function(*tensors)])
+    assert len(traces) == 3  # of one call and its like, of another eps, of another dtype
+    roots = [node for node in after[0].nodes if node.target is torch.ops.aten.rsqrt.default]
+    assert len(roots) == 4 == len({node.meta["val"].untyped_storage()._cdata for node in roots})
+    assert len({node.meta["stack_trace"] for node in roots}) == 4
