@@ -158,14 +158,17 @@ _traces: WeakKeyDictionary[Graph, dict[str, tuple[GraphModule, list[dict[str, An
 
 def _traced(graph: Graph, name: str, given: dict[str, Any]) -> GraphModule:
     """Calls of one graph that are alike share a trace, which takes 15 ms. They share its nodes' values too, until
-    Inductor looks at what its passes have changed, which it does before it asks what lies in the same memory."""
+    Inductor looks at what its passes have changed, which it does before it asks what lies in the same memory.
+
+    Alike are calls whose operands are: two that are one value are one in a trace, which is no other call's then."""
     from torch._inductor.pattern_matcher import fwd_only
     from torch._inductor.virtualized import V
 
     function, tensors = _formula(name, given)
     values = [tensor.meta["val"] for tensor in tensors]
     others = {key: value for key, value in given.items() if not isinstance(value, Node)}
-    alike = str((name, others, [(value.dtype, value.device, value.shape, value.stride()) for value in values]))
+    first = [next(i for i, other in enumerate(values) if other is value) for value in values]
+    alike = str((name, others, first, [(value.dtype, value.device, value.shape, value.stride()) for value in values]))
     traces = _traces.setdefault(graph, {})
     if alike not in traces:
         with V.fake_mode:

@@ -3,7 +3,8 @@
 import pytest
 import samples
 import torch
-from decided import decided
+from decided import decided, ours
+from graphs import run
 from samples import BFLOAT, FLOAT, HALF, Kind
 from tolerances import assert_compiled
 
@@ -63,3 +64,23 @@ def test_calls_alike_share_a_trace(monkeypatch, formula_everywhere, dynamic):
     roots = [node for node in after[0].nodes if node.target is torch.ops.aten.rsqrt.default]
     assert len(roots) == 4 == len({node.meta["val"].untyped_storage()._cdata for node in roots})
     assert len({node.meta["stack_trace"] for node in roots}) == 4
+
+
+def test_operands_that_are_one(formula_everywhere):
+    """Forward: input and residual. Backward: the gradients of y and of the sum. Calls with two of the same shapes stand
+    before and behind."""
+
+    def norms(x, stream):
+        before = srmsnorm.add_srms_norm(x, stream, eps=EPS)
+        same = srmsnorm.add_srms_norm(stream.sin(), stream.sin(), eps=EPS)
+        y, sum = srmsnorm.add_srms_norm(x.cos(), stream, eps=EPS)
+        behind = srmsnorm.add_srms_norm(stream.cos(), x, eps=EPS)
+        one = x.sin()
+        return (*before, *same, y + sum, *behind, *srmsnorm.add_srms_norm(one, one, eps=EPS))
+
+    tensors = samples.forward(Kind(FLOAT, FLOAT), (6, 512), "cpu")
+    compiled, _, after = decided(norms)
+    with srmsnorm.inline_under_compile("auto"):
+        got = run(compiled, tensors)
+    assert not ours(after[0]) and not ours(after[1])
+    assert_compiled(got, run(norms, tensors))
