@@ -160,7 +160,8 @@ def _traced(graph: Graph, name: str, given: dict[str, Any]) -> GraphModule:
     """Calls of one graph that are alike share a trace, which takes 15 ms. They share its nodes' values too, until
     Inductor looks at what its passes have changed, which it does before it asks what lies in the same memory.
 
-    Alike are calls whose operands are: two that are one value are one in a trace, which is no other call's then."""
+    Alike are calls whose operands are: two that are one value are one in a trace, which is no other call's then. The
+    last call of a graph is met first, so that operands have values of their own."""
     from torch._inductor.pattern_matcher import fwd_only
     from torch._inductor.virtualized import V
 
