@@ -365,7 +365,8 @@ def _tensor(scale: Any) -> Tensor | None:
 
 
 def _positional(dtype: torch.dtype, scale: Any) -> tuple[Any, ...]:
-    """The scale as a tensor, the dtype's name, the scale as a number and as a name, as the operators take them."""
+    """The scale as a tensor, the dtype's name, the scale as a number and as a name, as the operators take them.
+    Without a scale the functions above write the same out."""
     name = _NAMES.get(dtype, dtype)
     if scale is None or isinstance(scale, Tensor):
         return scale, name, None, None
