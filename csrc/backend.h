@@ -37,12 +37,15 @@ struct Kernels {
     return {done.output, done.sum, done.rstd};
   }
 
+  // Where there is one: a float32 gradient beside 16 bits is grad_residual, whosever it is.
+  static Tensor gradient(const BackwardTensors& t) { return t.grad_input.defined() ? t.grad_input : t.grad_residual; }
+
   static Tensor _srms_norm_backward_input(auto... args) {
-    return run(prepare_backward({.input = true}, args...)).gradient();
+    return gradient(run(prepare_backward({.input = true}, args...)));
   }
 
   static Tensor _srms_norm_backward_residual(auto... args) {
-    return run(prepare_backward({.residual = true}, args...)).gradient();
+    return gradient(run(prepare_backward({.residual = true}, args...)));
   }
 
   static std::tuple<Tensor, Tensor> _srms_norm_backward_pair(auto... args) {

@@ -67,7 +67,7 @@ struct Fallback {
     const auto& how = t.quantization;
     Tensor q;
     if (how.given) {
-      t.write_given_scale();
+      write_given_scale(t);
       q = y * (1 / t.scale);
     } else {
       auto parts = how.group > 0 ? y.unflatten(-1, {-1, how.group}) : y.unsqueeze(-2), most = parts.abs().amax(-1);

@@ -6,9 +6,6 @@
 
 namespace srmsnorm {
 
-using GatedForwardTensors = CallTensors<GatedForwardOperands>;
-using GatedBackwardTensors = CallTensors<GatedBackwardOperands>;
-
 struct GatedGradients {
   bool input = false, gate = false;
 };

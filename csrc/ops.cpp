@@ -108,8 +108,10 @@ BackwardTensors prepare_backward(Gradients gradients, const Tensor& grad_output,
   TORCH_CHECK(!(gradients.input && gradients.residual && of_input == at::kFloat),
               "srmsnorm: a pair of gradients is one of 16 bits and one in float32, got dtype ", name_of(of_input));
   bool wide = gradients.input && of_input == at::kFloat && is_16_bit(of_output);
-  BackwardTensors tensors{
-      {{with_unit_stride(grad_output), with_unit_stride(output), rstd, with_unit_stride(grad_sum), {}, {}}}};
+  BackwardTensors tensors{{.grad_output = with_unit_stride(grad_output),
+                           .output = with_unit_stride(output),
+                           .rstd = rstd,
+                           .grad_sum = with_unit_stride(grad_sum)}};
   if (gradients.input && !wide) tensors.grad_input = empty_rows_like(tensors.output, of_input);
   if (gradients.residual || wide) tensors.grad_residual = empty_rows_like(tensors.output, at::kFloat);
   return tensors;

@@ -52,13 +52,10 @@ struct CallTensors : Operands<Tensor>, Operands<Tensor>::Options {
   using Args = CallArgs<Operands>;
 };
 
-using ForwardTensors = CallTensors<ForwardOperands>;
-using WideBackwardTensors = CallTensors<WideBackwardOperands>;
-
-struct BackwardTensors : CallTensors<BackwardOperands> {
-  // Where there is one: a float32 gradient beside 16 bits is grad_residual, whosever it is.
-  const Tensor& gradient() const { return grad_input.defined() ? grad_input : grad_residual; }
-};
+// ForwardTensors of ForwardOperands, and so on.
+#define SRMSNORM_TENSORS(name) using name##Tensors = CallTensors<name##Operands>;
+SRMSNORM_EVERY_LIST(SRMSNORM_TENSORS)
+#undef SRMSNORM_TENSORS
 
 struct ForwardOutputs {
   bool sum = false, rstd = false, output = true;
