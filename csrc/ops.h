@@ -78,7 +78,6 @@ double check_forward(const Tensor& input, const Tensor& residual, MaybeDouble ep
 double check_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps);
 void check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
                     Gradients gradients);
-void check_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd);
 void check_scale(const Tensor& input, const MaybeTensor& residual, const Tensor& scale, const MaybeTensor& factor);
 
 // Each checks its arguments, then allocates what the call writes. A last dimension whose own stride is not 1 is copied
@@ -93,6 +92,9 @@ void finish_in_place(const ForwardTensors& done, const Tensor& input, const Tens
 // dtype: of the input's gradient.
 BackwardTensors prepare_backward(Gradients gradients, const Tensor& grad_output, const Tensor& output,
                                  const Tensor& rstd, const MaybeTensor& grad_sum, MaybeName dtype = {});
-WideBackwardTensors prepare_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd);
+
+// As listed.h says.
+void check(const WideBackwardTensors& t);
+WideBackwardOperands<Tensor> formula(const WideBackwardTensors& t);
 
 }  // namespace srmsnorm
