@@ -88,13 +88,13 @@
         "(Tensor input, Tensor(a!) residual, Tensor? scale=None, *, " SRMSNORM_QUANTIZATION ") " \
         "-> (Tensor output, Tensor scale_used)", \
         std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const MaybeTensor&, SRMSNORM_QUANTIZATION_TYPES))
-// clang-format on
 
 #define SRMSNORM_OPERATORS(outer, inner) \
-  SRMSNORM_NORM_OPERATORS(outer, inner)  \
-  SRMSNORM_RSTD_OPERATORS(outer, inner)  \
+  SRMSNORM_NORM_OPERATORS(outer, inner) \
+  SRMSNORM_RSTD_OPERATORS(outer, inner) \
   SRMSNORM_GATED_OPERATORS(outer, inner) \
   SRMSNORM_QUANTIZED_OPERATORS(outer, inner)
+// clang-format on
 
 #define SRMSNORM_NO_ROW(...)
 #define SRMSNORM_EVERY_OPERATOR(row) SRMSNORM_OPERATORS(row, row)
