@@ -28,7 +28,7 @@ SECOND_ROUNDINGS = 20
 
 # A sigmoid, s = 1 / (1 + exp(-g)), in units of u of the accumulation type: exp errs by 2 ulp, of which s takes the
 # share 1 - s; the addition rounds, the division errs by an ulp, and where it is exp(g) times a quotient the product
-# rounds. Of a 16-bit gate exp may err by 1.2 |g| ulp more, as CUDA's __expf does, and the division by 2 ulp.
+# rounds. Where the result has 16 bits exp may err by 1.2 |g| ulp more, as CUDA's __expf does, and the division by 2.
 EXP_ROUNDINGS = 4
 FAST_EXP_ROUNDINGS = 2.4
 QUOTIENT_ROUNDINGS = 4
@@ -174,12 +174,13 @@ def _rounding(x: Tensor, dtype) -> Tensor:
     return 0.5 * _truth_error(accumulation) * ulp(x, accumulation)
 
 
-def activation_errors(gate: Tensor, activation: str | None, dtype) -> tuple[Tensor, Tensor]:
-    """What a and its slope may lose beside an input of that dtype, whose accumulation type they are computed in."""
+def activation_errors(gate: Tensor, activation: str | None, dtype, fast: bool) -> tuple[Tensor, Tensor]:
+    """What a and its slope may lose beside an input of that dtype, whose accumulation type they are computed in. fast:
+    what is made of them is rounded to 16 bits."""
     g = gate.double()
     if activation is None:
         return torch.zeros_like(g), torch.zeros_like(g)
-    u, fast = _accumulation_roundoff(dtype), gate.dtype != accumulation_dtype(gate.dtype)
+    u = _accumulation_roundoff(dtype)
     s, complement = torch.sigmoid(g), torch.sigmoid(-g)
     exp = EXP_ROUNDINGS + (FAST_EXP_ROUNDINGS * g.abs().clamp(max=1e3) if fast else 0)  # past which s is 0 or 1
     others = FAST_QUOTIENT_ROUNDINGS if fast else QUOTIENT_ROUNDINGS
@@ -205,7 +206,7 @@ def gated_bounds(
         truth.gated(input, gate, activation, norm_before_gate, eps),
         truth.activated(gate, activation),
     )
-    a_error, _ = activation_errors(gate, activation, dtype)
+    a_error, _ = activation_errors(gate, activation, dtype, fast=dtype != accumulation)
     x, r = input.double(), rstd.unsqueeze(-1)
     roundings = _truth_error(accumulation) * (FORWARD_ULP + (0 if dtype == accumulation else ROOT_ULP_16_BIT))
     of_rstd = rstd_bound(rstd, accumulation, summed)
@@ -244,7 +245,8 @@ def gated_backward_bounds(
     relative to it."""
     rounding = lambda t: _rounding(t, input.dtype)  # noqa: E731
     a, slope = truth.activated(gate, activation)
-    a_error, slope_error = activation_errors(gate, activation, input.dtype)
+    fast = gate.dtype != accumulation_dtype(gate.dtype)
+    a_error, slope_error = activation_errors(gate, activation, input.dtype, fast)
     dz, x, r = grad_output.double(), input.double(), rstd.double().unsqueeze(-1)
     grads = truth.gated_backward(grad_output, input, gate, rstd, activation, norm_before_gate)
     if norm_before_gate:

@@ -6,43 +6,78 @@
 
 namespace srmsnorm {
 
-// e^-g for g >= 0. Of 16 bits, by the hardware's approximation: 2 ulp of float are nothing there.
-template <class Gate>
-__device__ __forceinline__ float falling_exponential(float g) {
-  return kIs16Bit<Gate> ? __expf(-g) : expf(-g);
+__device__ __forceinline__ float approximate_exp2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
+__device__ __forceinline__ float approximate_reciprocal(float x) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  return inverse;
 }
 
 // Once in a kernel, as it is long.
-template <class Gate>
-__device__ __noinline__ double falling_exponential(double g) {
-  return exp(-g);
-}
+__device__ __noinline__ double exponential(double x) { return exp(x); }
 
-// Of 1 to 2: the hardware's, which errs by an ulp, and for what is not rounded to 16 bits a step of Newton's method.
-template <class Gate>
-__device__ __forceinline__ float reciprocal(float x) {
-  float r = __fdividef(1, x);
-  return kIs16Bit<Gate> ? r : fmaf(r, fmaf(-x, r, 1), r);
-}
-
-template <class Gate>
-__device__ __forceinline__ double reciprocal(double x) {
-  return 1 / x;
-}
-
+// 1 / (1 + e^-g) and what it is short of 1. s (1 - s) would lose what 1 - s loses.
 template <class A>
-struct Activated {
-  A value, slope;
+struct Sigmoid {
+  A value, rest;
 };
 
-// Gate: the type that it has in memory. By an exponential that cannot overflow; s (1 - s) would lose what 1 - s loses.
-// Chosen by selects, as a branch for each activation is three times the code.
-template <class Gate, class A>
-__device__ __forceinline__ Activated<A> activated(A g, Activation activation) {
-  bool none = activation == Activation::None, linear = activation != Activation::Sigmoid;
-  A e = falling_exponential<Gate>(fabs(g)), p = reciprocal<Gate>(1 + e);
-  A s = none ? 1 : g > 0 ? p : e * p, of_s = e * p * p, factor = linear ? g : 1;
-  return {factor * s, none ? 1 : fma(factor, of_s, linear ? s : 0)};
+// Rounded: what is made of it in the end. By an exponential that cannot overflow.
+template <class Rounded>
+__device__ __forceinline__ Sigmoid<float> sigmoid(float g) {
+  float e = expf(-fabsf(g)), q = 1 + e, p = approximate_reciprocal(q);
+  p = fmaf(p, fmaf(-q, p, 1.f), p);  // a step of Newton's method: the hardware's errs by an ulp
+  return g > 0 ? Sigmoid<float>{p, e * p} : Sigmoid<float>{e * p, p};
+}
+
+// By the hardware's approximations alone, as 2 ulp of float are nothing in 16 bits. Where e overflows, below -88.7, it
+// is 0, as in torch.sigmoid.
+template <class Rounded>
+  requires kIs16Bit<Rounded>
+__device__ __forceinline__ Sigmoid<float> sigmoid(float g) {
+  float e = approximate_exp2(-1.44269504f * g), s = approximate_reciprocal(1 + e);
+  return {s, fminf(e, 0x1p126f) * s};
+}
+
+template <class Rounded>
+__device__ __forceinline__ Sigmoid<double> sigmoid(double g) {
+  double e = exponential(-fabs(g)), p = 1 / (1 + e);
+  return g > 0 ? Sigmoid<double>{p, e * p} : Sigmoid<double>{e * p, p};
+}
+
+// Gates to their activations. A branch for all of them, so that none costs nothing.
+template <class Rounded, class A, int N>
+__device__ __forceinline__ void activate(A (&gate)[N], Activation activation) {
+  if (activation == Activation::None) return;
+  bool linear = activation == Activation::SiLU;
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    A s = sigmoid<Rounded>(gate[i]).value;
+    gate[i] = linear ? gate[i] * s : s;
+  }
+}
+
+// And the slopes there.
+template <class Rounded, class A, int N>
+__device__ __forceinline__ void activate(A (&gate)[N], A (&slope)[N], Activation activation) {
+  if (activation == Activation::None) {
+#pragma unroll
+    for (int i = 0; i < N; i++) slope[i] = 1;
+    return;
+  }
+  bool linear = activation == Activation::SiLU;
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    auto [s, rest] = sigmoid<Rounded>(gate[i]);
+    A factor = linear ? gate[i] : 1;
+    slope[i] = fma(factor, s * rest, linear ? s : 0);
+    gate[i] = factor * s;
+  }
 }
 
 // h = input, and y is multiplied by a; or h = input * a. G: the gate's type.
@@ -91,16 +126,17 @@ struct GatedSource {
   template <int N, bool shifted, bool first>
   __device__ __forceinline__ void combine(Held<N, shifted, first>& held) const {
     held.gate.widened(held.a);
-#pragma unroll
-    for (int i = 0; i < N; i++) held.a[i] = activated<G>(held.a[i], gating.activation).value;
+    activate<T>(held.a, gating.activation);
   }
 
   template <int N, bool shifted, bool first, class F>
   __device__ __forceinline__ auto for_reduction(const Held<N, shifted, first>& held, F f) const {
     Accumulator h[N];
     held.input.widened(h);
+    if (!gating.norm_first) {
 #pragma unroll
-    for (int i = 0; i < N; i++) h[i] *= gating.norm_first ? 1 : held.a[i];
+      for (int i = 0; i < N; i++) h[i] *= held.a[i];
+    }
     return f(h);
   }
 
@@ -108,8 +144,9 @@ struct GatedSource {
   __device__ __forceinline__ void for_result(const Held& held, F f) const {
     for_reduction(held, [&](const auto& h) {
       f(h, [&]<int N>(Accumulator(&y)[N]) {
+        if (!gating.norm_first) return;
 #pragma unroll
-        for (int i = 0; i < N; i++) y[i] *= gating.norm_first ? held.a[i] : 1;
+        for (int i = 0; i < N; i++) y[i] *= held.a[i];
       });
     });
   }
@@ -148,7 +185,7 @@ struct GatedBackward : BackwardOp {
   G* grad_gate;
   Gating gating;
   bool writes_input, writes_gate;  // not every call needs both
-  Accumulator r, mean;
+  Accumulator r, mean_times_r;     // mean: of the product of what is normalized and its gradient
 
   template <class Args>
   __device__ __forceinline__ GatedBackward(const Args& args, int64_t row) : gating(args.gating) {
@@ -183,45 +220,62 @@ struct GatedBackward : BackwardOp {
     held.grad_output.widened(g);
     held.input.widened(x);
     held.gate.widened(by_gate);
+    activate<G>(by_gate, gating.activation);
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] *= activated<G>(by_gate[i], gating.activation).value;
+    for (int i = 0; i < N; i++) x[i] *= by_gate[i];
     return dot(x, g);
   }
 
   template <class Args>
   __device__ __forceinline__ void finish(Accumulator total, const Args& args) {
-    mean = total * args.inverse_dim * r;
+    mean_times_r = total * args.inverse_dim * r * r;
   }
 
   template <int pass, int N, bool shifted, bool first, class F>
   __device__ __forceinline__ void store(const Held<N, shifted, first>& held, F f) const {
     if constexpr (pass == 0) {
-      Accumulator g[N], x[N], by_gate[N];
+      Accumulator g[N], x[N], a[N], slope[N];
       held.grad_output.widened(g);
       held.input.widened(x);
-      held.gate.widened(by_gate);
-#pragma unroll
-      for (int i = 0; i < N; i++) {
-        auto [a, slope] = activated<G>(by_gate[i], gating.activation);
-        gradients(g[i], x[i], a, slope);
-        by_gate[i] = slope;
-      }
+      held.gate.widened(a);
+      activate<G>(a, slope, gating.activation);
+      if (gating.norm_first)
+        gradients_norm_first(g, x, a, slope);
+      else
+        gradients_gate_first(g, x, a, slope);
       Vector<T, N> to_input;
       to_input.set(x);
       if (writes_input) f(to_input, grad_input);
       Vector<G, N> to_gate;
-      to_gate.set(by_gate);
+      to_gate.set(slope);
       if (writes_gate) f(to_gate, grad_gate);
     }
   }
 
  private:
-  // x becomes dx, and slope dgate. p multiplies the gradient of what is normalized, q what is normalized.
-  __device__ __forceinline__ void gradients(Accumulator g, Accumulator& x, Accumulator a, Accumulator& slope) const {
-    Accumulator p = gating.norm_first ? a : 1, q = gating.norm_first ? 1 : a;
-    Accumulator dh = r * fma(-(x * q * r), mean, g * p);
-    slope *= x * (gating.norm_first ? g * r : dh);
-    x = dh * q;
+  // x becomes dx, and slope dgate.
+  template <int N>
+  using Elements = Accumulator (&)[N];
+
+  template <int N>
+  __device__ __forceinline__ void gradients_norm_first(Elements<N> g, Elements<N> x, Elements<N> a,
+                                                       Elements<N> slope) const {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      slope[i] *= x[i] * (g[i] * r);
+      x[i] = r * fma(-x[i], mean_times_r, g[i] * a[i]);
+    }
+  }
+
+  template <int N>
+  __device__ __forceinline__ void gradients_gate_first(Elements<N> g, Elements<N> x, Elements<N> a,
+                                                       Elements<N> slope) const {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      Accumulator dt = r * fma(-(x[i] * a[i]), mean_times_r, g[i]);
+      slope[i] *= x[i] * dt;
+      x[i] = dt * a[i];
+    }
   }
 };
 
