@@ -187,13 +187,7 @@ std::tuple<Tensor, Tensor, Tensor> _add_srms_norm(c10::DispatchKeySet keys, cons
   return {y, sum, rstd};
 }
 
-// The public operators are the internal ones where a derivative may be asked for: called here, not through the
-// dispatcher, which would come back to this key.
-Tensor srms_norm(c10::DispatchKeySet keys, const Tensor& input, const MaybeTensor& residual, MaybeDouble eps,
-                 MaybeName dtype) {
-  if (needs_derivative(input, residual)) return std::get<0>(_srms_norm(keys, input, residual, eps, dtype));
-  return below_autograd(op::srms_norm(), keys, input, residual, eps, dtype);
-}
+constexpr auto& srms_norm = FirstOf<op::srms_norm, _srms_norm>::call;
 
 std::tuple<Tensor, Tensor> add_srms_norm(c10::DispatchKeySet keys, const Tensor& input, const Tensor& residual,
                                          MaybeDouble eps, MaybeName dtype) {
@@ -233,15 +227,7 @@ std::tuple<Tensor, Tensor> _srms_norm_backward_pair(c10::DispatchKeySet keys, co
   return {narrow, full};
 }
 
-// Where a derivative of it may be asked for, the formula, which PyTorch derives.
-Tensor _srms_norm_backward_of_input(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& input,
-                                    const Tensor& rstd) {
-  if (!needs_derivative(grad_output, input, rstd))
-    return below_autograd(op::_srms_norm_backward_of_input(), keys, grad_output, input, rstd);
-  check_wide_backward(grad_output, input, rstd);
-  auto r = rstd.unsqueeze(-1), y = wide(input, rstd) * r;
-  return (r * (grad_output - y * mean(y, grad_output))).to(input.scalar_type());
-}
+constexpr auto& _srms_norm_backward_of_input = BySignature<op::_srms_norm_backward_of_input, ByFormula>::call;
 
 // In place there is no derivative: y overwrites what it would be computed from.
 void add_srms_norm_(c10::DispatchKeySet keys, const Tensor& input, const Tensor& residual, MaybeDouble eps) {

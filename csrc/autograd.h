@@ -6,7 +6,7 @@
 
 #include <utility>
 
-#include "ops.h"
+#include "listed.h"
 #include "registration.h"
 #include "saved_node.h"
 
@@ -39,9 +39,27 @@ inline void set_tangent(const Tensor& tensor, const Tensor& value) {
 
 // ---- kernels
 
-template <class... Tensors>
-bool needs_derivative(const Tensors&... tensors) {
-  return compute_requires_grad(tensors...) || (isFwGradDefined(tensors) || ...);
+// Those of a call's arguments that are tensors, or maybe.
+template <class... Args>
+auto tensors_of(const Args&... args) {
+  auto one = []<class T>(const T& arg) {
+    if constexpr (std::is_same_v<T, Tensor> || std::is_same_v<T, MaybeTensor>)
+      return std::tuple<const T&>(arg);
+    else
+      return std::tuple<>();
+  };
+  return std::tuple_cat(one(args)...);
+}
+
+template <class... Args>
+bool carries_tangent(const Args&... args) {
+  return std::apply([](const auto&... tensors) { return (isFwGradDefined(tensors) || ...); }, tensors_of(args...));
+}
+
+template <class... Args>
+bool needs_derivative(const Args&... args) {
+  auto requires_grad = [](const auto&... tensors) { return compute_requires_grad(tensors...); };
+  return std::apply(requires_grad, tensors_of(args...)) || carries_tangent(args...);
 }
 
 // None where no operand requires a gradient.
@@ -58,6 +76,47 @@ template <class Operator, class... Args>
 auto below_autograd(const Operator& op, c10::DispatchKeySet keys, Args&&... args) {
   at::AutoDispatchBelowADInplaceOrView guard;
   return op.redispatch(keys & c10::after_autograd_keyset, std::forward<Args>(args)...);
+}
+
+// Of a public operator: where a derivative may be asked for, the internal one, whose first result it returns. That is
+// called here, not through the dispatcher, which would come back to this key.
+template <auto op, auto internal>
+struct FirstOf;
+
+template <auto op, class Results, class... Args, Results (*internal)(c10::DispatchKeySet, Args...)>
+struct FirstOf<op, internal> {
+  static Tensor call(c10::DispatchKeySet keys, Args... args) {
+    if (needs_derivative(args...)) return std::get<0>(internal(keys, args...));
+    return below_autograd(op(), keys, args...);
+  }
+};
+
+// ---- operators with a formula (listed.h)
+
+template <class Results>
+variable_list list_of(const Results& results) {
+  return std::apply([](const auto&... each) { return variable_list{each...}; }, std::tuple(results));
+}
+
+// Where a derivative may be asked for, the formula, which PyTorch derives.
+template <auto op, class Signature>
+struct ByFormula;
+
+template <auto op, class Result, class... Args>
+struct ByFormula<op, Result(Args...)> {
+  static Result call(c10::DispatchKeySet keys, Args... args) {
+    if (needs_derivative(args...)) return by_formula<op>(args...);
+    return below_autograd(op(), keys, args...);
+  }
+};
+
+// The tangents of results: those of the formula.
+template <auto op, class Results, class... Args>
+void set_tangents(const Results& results, const Args&... args) {
+  if (!carries_tangent(args...)) return;
+  auto to = list_of(results), of = list_of(by_formula<op>(args...));
+  for (size_t i = 0; i < to.size(); ++i)
+    if (auto t = tangent(of[i]); t.defined()) set_tangent(to[i], t);
 }
 
 }  // namespace srmsnorm

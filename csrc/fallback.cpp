@@ -49,11 +49,6 @@ struct Fallback {
     copy(t.grad_residual, dh);
   }
 
-  static void run(const WideBackwardTensors& t) {
-    auto y = t.input.to(t.rstd.scalar_type()) * t.rstd.unsqueeze(-1);
-    copy(t.grad_input, projected(t.grad_output, y, t.rstd));
-  }
-
   static void run(const QuantizedTensors& t) {
     auto h = t.input.to(at::kFloat);
     if (t.residual.defined()) h = h + t.residual.to(at::kFloat);
@@ -67,7 +62,7 @@ struct Fallback {
     const auto& how = t.quantization;
     Tensor q;
     if (how.given) {
-      t.write_given_scale();
+      write_given_scale(t);
       q = y * (1 / t.scale);
     } else {
       auto parts = how.group > 0 ? y.unflatten(-1, {-1, how.group}) : y.unsqueeze(-2), most = parts.abs().amax(-1);
@@ -81,14 +76,24 @@ struct Fallback {
     return how.type == Quantized::Int8 ? q.nan_to_num(0).round() : q;
   }
 
-  // Families with a formula of their own.
+  // By the formula of the list.
   template <class Tensors>
   static void run(const Tensors& t) {
-    run_formula(t);
+    auto found = formula(t);
+    t.zip(
+        [](Use use, const Tensor& to, const Tensor& value) {
+          if (use.written) copy(to, value);
+        },
+        t, found);
   }
 };
 
 }  // namespace
+
+WideBackwardOperands<Tensor> formula(const WideBackwardTensors& t) {
+  auto y = t.input.to(t.rstd.scalar_type()) * t.rstd.unsqueeze(-1);
+  return {.grad_input = Fallback::projected(t.grad_output, y, t.rstd)};
+}
 
 SRMSNORM_KERNELS(CompositeExplicitAutograd, m) { Kernels<Fallback>::add_to(m); }
 

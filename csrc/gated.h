@@ -1,29 +1,28 @@
-// The gated norm: its checks and outputs, and its definition in PyTorch's operators.
+// The gated norm: its checks, and its definition in PyTorch's operators.
 #pragma once
-#include <tuple>
-
-#include "ops.h"
+#include "listed.h"
 
 namespace srmsnorm {
 
-using GatedForwardTensors = CallTensors<GatedForwardOperands>;
-using GatedBackwardTensors = CallTensors<GatedBackwardOperands>;
-
-struct GatedGradients {
-  bool input = false, gate = false;
-};
+template <>
+constexpr auto kListed<op::gated_srms_norm> = results(&GatedForwardTensors::output);
+template <>
+constexpr auto kListed<op::_gated_srms_norm> = results(&GatedForwardTensors::output, &GatedForwardTensors::rstd);
+template <>
+constexpr auto kListed<op::_gated_srms_norm_backward> =
+    results(&GatedBackwardTensors::grad_input, &GatedBackwardTensors::grad_gate);
+template <>
+constexpr auto kListed<op::_gated_srms_norm_backward_input> = results(&GatedBackwardTensors::grad_input);
+template <>
+constexpr auto kListed<op::_gated_srms_norm_backward_gate> = results(&GatedBackwardTensors::grad_gate);
 
 Gating check_gating(MaybeName activation, bool norm_first);
 
-// Each of all that an operator is given, as ops.h says of its own.
-GatedOptions check(const Tensor& input, const Tensor& gate, MaybeName activation, bool norm_first, MaybeDouble eps);
-GatedOptions check(const Tensor& grad_output, const Tensor& input, const Tensor& gate, const Tensor& rstd,
-                   MaybeName activation, bool norm_first);
-GatedForwardTensors prepare_gated(ForwardOutputs outputs, const Tensor& input, const Tensor& gate, MaybeName activation,
-                                  bool norm_first, MaybeDouble eps);
-GatedBackwardTensors prepare_gated_backward(GatedGradients gradients, const Tensor& grad_output, const Tensor& input,
-                                            const Tensor& gate, const Tensor& rstd, MaybeName activation,
-                                            bool norm_first);
+// As listed.h says.
+void check(GatedForwardTensors& t, MaybeName activation, bool norm_first, MaybeDouble eps);
+void check(GatedBackwardTensors& t, MaybeName activation, bool norm_first);
+GatedForwardOperands<Tensor> formula(const GatedForwardTensors& t);
+GatedBackwardOperands<Tensor> formula(const GatedBackwardTensors& t);
 
 // ---- in the accumulation type: what devices without a kernel compute, and what derivatives of the kernels are made of
 
@@ -34,12 +33,5 @@ struct Activated {
 
 Activated activated(const Tensor& gate, Activation activation);
 Tensor curvature(const Tensor& gate, Activation activation);  // a''
-
-void run_formula(const GatedForwardTensors& t);
-void run_formula(const GatedBackwardTensors& t);
-
-// (grad_input, grad_gate)
-std::tuple<Tensor, Tensor> gated_backward_formula(const Tensor& grad_output, const Tensor& input, const Tensor& gate,
-                                                  const Tensor& rstd, Gating gating);
 
 }  // namespace srmsnorm

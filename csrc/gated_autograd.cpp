@@ -150,14 +150,8 @@ std::tuple<Tensor, Tensor> _gated_srms_norm(c10::DispatchKeySet keys, const Tens
   return {z, rstd};
 }
 
-Tensor gated_srms_norm(c10::DispatchKeySet keys, const Tensor& input, const Tensor& gate, MaybeName activation,
-                       bool norm_first, MaybeDouble eps) {
-  if (needs_derivative(input, gate))
-    return std::get<0>(_gated_srms_norm(keys, input, gate, activation, norm_first, eps));
-  return below_autograd(op::gated_srms_norm(), keys, input, gate, activation, norm_first, eps);
-}
+constexpr auto& gated_srms_norm = FirstOf<op::gated_srms_norm, _gated_srms_norm>::call;
 
-// Tangents are those of the formula, which PyTorch finds.
 template <auto op, Gradient of>
 auto backward(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& input, const Tensor& gate,
               const Tensor& rstd, MaybeName activation, bool norm_first) {
@@ -165,19 +159,8 @@ auto backward(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor&
   if (node) node->save({grad_output, input, gate, rstd});
   if (node) node->constants = {name_of(activation), norm_first, of};
   auto gradients = below_autograd(op(), keys, grad_output, input, gate, rstd, activation, norm_first);
-  bool tangents =
-      isFwGradDefined(grad_output) || isFwGradDefined(input) || isFwGradDefined(gate) || isFwGradDefined(rstd);
-  if (!node && !tangents) return gradients;
-  auto list = std::apply([](const auto&... each) { return variable_list{each...}; }, std::tuple(gradients));
-  if (node) set_history(list, node);
-  if (tangents) {
-    auto [dx, dgate] = gated_backward_formula(grad_output, input, gate, rstd, check_gating(activation, norm_first));
-    auto pass_on = [](const Tensor& t, const Tensor& to) {
-      if (t.defined()) set_tangent(to, t.to(to.scalar_type()));
-    };
-    if (of != kGate) pass_on(tangent(dx), list.front());
-    if (of != kInput) pass_on(tangent(dgate), list.back());
-  }
+  if (node) set_history(list_of(gradients), node);
+  set_tangents<op>(gradients, grad_output, input, gate, rstd, activation, norm_first);
   return gradients;
 }
 

@@ -14,6 +14,37 @@ struct Use {
 constexpr Use kRead{false, true}, kReadLate{false, true, true}, kWritten{true, true};
 constexpr Use kNumberRead{false, false}, kNumberWritten{true, false};
 
+// A list is a macro of rows: operand(use, name), and result(use, name, the operand that it is like: in shape, in the
+// order of its dimensions, and unless the operator has another one, in dtype). Made of it is list##Operands, an Each by
+// the name of every row, in that order. main: the operand of a call's shape and dtype, whose address decides how a row
+// is cut.
+// clang-format off
+#define SRMSNORM_LIST(list, main_operand, options, backward, gated, rows) \
+  template <class Each>                                                   \
+  struct list##Operands {                                                 \
+    using Options = options;                                              \
+    static constexpr bool kBackward = backward, kGated = gated;           \
+    rows(SRMSNORM_MEMBER, SRMSNORM_MEMBER)                                \
+                                                                          \
+    constexpr const Each& main() const { return main_operand; }           \
+                                                                          \
+    /* f(use, its members of that name ...) for every operand. */         \
+    template <class F, class... Lists>                                    \
+    static constexpr void zip(F f, Lists&... of) {                        \
+      rows(SRMSNORM_ZIPPED, SRMSNORM_ZIPPED)                              \
+    }                                                                     \
+                                                                          \
+    /* f(use, result, what it is like) for every result. */               \
+    template <class F, class List>                                        \
+    static constexpr void each_result(F f, List& of) {                    \
+      rows(SRMSNORM_NO_RESULT, SRMSNORM_RESULT)                           \
+    }                                                                     \
+  };
+#define SRMSNORM_MEMBER(use, name, ...) Each name;
+#define SRMSNORM_ZIPPED(use, name, ...) f(use, of.name...);
+#define SRMSNORM_RESULT(use, name, like) f(use, of.name, of.like);
+#define SRMSNORM_NO_RESULT(use, name)
+
 // What a call is given beside its operands: the Options of a list.
 struct NoOptions {};
 
@@ -28,71 +59,29 @@ struct Epsilon {
 // a dtype: input's, or float beside a 16-bit input. output has any, but double beside double and there alone. Absent
 // may be: residual, sum (and is without a residual), rstd, output where rstd is not, scale and factor. In place, output
 // is input and sum is residual, stride by stride; other operands do not overlap what is written.
-template <class Each>
-struct ForwardOperands {
-  using Options = Epsilon;
-  static constexpr bool kBackward = false, kGated = false;
-  Each input, residual, output, sum, rstd, scale, factor;
-
-  // The operand of a call's shape and dtype, whose address decides how a row is cut.
-  constexpr const Each& main() const { return input; }
-
-  // f(use, its members of that name ...) for every operand.
-  template <class F, class... Lists>
-  static constexpr void zip(F f, Lists&... of) {
-    f(kRead, of.input...);
-    f(kRead, of.residual...);
-    f(kWritten, of.output...);
-    f(kWritten, of.sum...);
-    f(kNumberWritten, of.rstd...);
-    f(kNumberRead, of.scale...);
-    f(kNumberRead, of.factor...);
-  }
-};
+#define SRMSNORM_FORWARD(operand, result) \
+  operand(kRead, input) operand(kRead, residual) \
+  result(kWritten, output, input) result(kWritten, sum, residual) result(kNumberWritten, rstd, input) \
+  operand(kNumberRead, scale) operand(kNumberRead, factor)
+SRMSNORM_LIST(Forward, input, Epsilon, false, false, SRMSNORM_FORWARD)
 
 // dh = rstd * (grad_output - output * mean(output * grad_output)) + grad_sum; the gradients are dh.
 //
 // Each gradient is rounded once to its own dtype. grad_output and output share a dtype; grad_sum has that one, or float
 // beside 16 bits; grad_input has that one, or 16 bits beside float; grad_residual is float where another has 16 bits.
 // Absent may be: grad_sum, and one of the gradients.
-template <class Each>
-struct BackwardOperands {
-  using Options = NoOptions;
-  static constexpr bool kBackward = true, kGated = false;
-  Each grad_output, output, rstd, grad_sum, grad_input, grad_residual;
-
-  constexpr const Each& main() const { return output; }
-
-  template <class F, class... Lists>
-  static constexpr void zip(F f, Lists&... of) {
-    f(kRead, of.grad_output...);
-    f(kRead, of.output...);
-    f(kNumberRead, of.rstd...);
-    f(kReadLate, of.grad_sum...);
-    f(kWritten, of.grad_input...);
-    f(kWritten, of.grad_residual...);
-  }
-};
+#define SRMSNORM_BACKWARD(operand, result) \
+  operand(kRead, grad_output) operand(kRead, output) operand(kNumberRead, rstd) operand(kReadLate, grad_sum) \
+  result(kWritten, grad_input, output) result(kWritten, grad_residual, output)
+SRMSNORM_LIST(Backward, output, NoOptions, true, false, SRMSNORM_BACKWARD)
 
 // dh of an output wider than the input, of which the input is kept: output = input * rstd.
 //
 // grad_output is float, input and grad_input have 16 bits.
-template <class Each>
-struct WideBackwardOperands {
-  using Options = NoOptions;
-  static constexpr bool kBackward = true, kGated = false;
-  Each grad_output, input, rstd, grad_input;
-
-  constexpr const Each& main() const { return input; }
-
-  template <class F, class... Lists>
-  static constexpr void zip(F f, Lists&... of) {
-    f(kRead, of.grad_output...);
-    f(kRead, of.input...);
-    f(kNumberRead, of.rstd...);
-    f(kWritten, of.grad_input...);
-  }
-};
+#define SRMSNORM_WIDE_BACKWARD(operand, result) \
+  operand(kRead, grad_output) operand(kRead, input) operand(kNumberRead, rstd) \
+  result(kWritten, grad_input, input)
+SRMSNORM_LIST(WideBackward, input, NoOptions, true, false, SRMSNORM_WIDE_BACKWARD)
 
 enum class Activation : int8_t { None, SiLU, Sigmoid };
 
@@ -110,45 +99,19 @@ struct GatedOptions {
 // output = input * rstd * a, rstd of input; or h = input * a, output = h * rstd, rstd of h.
 //
 // Accumulation as in forward. output has the dtype of input; gate that, or float beside 16 bits. Absent may be rstd.
-template <class Each>
-struct GatedForwardOperands {
-  using Options = GatedOptions;
-  static constexpr bool kBackward = false, kGated = true;
-  Each input, gate, output, rstd;
-
-  constexpr const Each& main() const { return input; }
-
-  template <class F, class... Lists>
-  static constexpr void zip(F f, Lists&... of) {
-    f(kRead, of.input...);
-    f(kRead, of.gate...);
-    f(kWritten, of.output...);
-    f(kNumberWritten, of.rstd...);
-  }
-};
+#define SRMSNORM_GATED_FORWARD(operand, result) \
+  operand(kRead, input) operand(kRead, gate) \
+  result(kWritten, output, input) result(kNumberWritten, rstd, input)
+SRMSNORM_LIST(GatedForward, input, GatedOptions, false, true, SRMSNORM_GATED_FORWARD)
 
 // Of which the input is kept, not the output.
 //
 // grad_output and grad_input have the dtype of input, grad_gate that of gate: input's, or float beside 16 bits. Absent
 // may be one of the gradients.
-template <class Each>
-struct GatedBackwardOperands {
-  using Options = GatedOptions;
-  static constexpr bool kBackward = true, kGated = true;
-  Each grad_output, input, gate, rstd, grad_input, grad_gate;
-
-  constexpr const Each& main() const { return input; }
-
-  template <class F, class... Lists>
-  static constexpr void zip(F f, Lists&... of) {
-    f(kRead, of.grad_output...);
-    f(kRead, of.input...);
-    f(kRead, of.gate...);
-    f(kNumberRead, of.rstd...);
-    f(kWritten, of.grad_input...);
-    f(kWritten, of.grad_gate...);
-  }
-};
+#define SRMSNORM_GATED_BACKWARD(operand, result) \
+  operand(kRead, grad_output) operand(kRead, input) operand(kRead, gate) operand(kNumberRead, rstd) \
+  result(kWritten, grad_input, input) result(kWritten, grad_gate, gate)
+SRMSNORM_LIST(GatedBackward, input, GatedOptions, true, true, SRMSNORM_GATED_BACKWARD)
 
 // What a result of a byte is.
 enum class Quantized : int8_t { Float8E4M3, Float8E5M2, Int8 };
@@ -186,33 +149,25 @@ struct QuantizedOptions {
 //
 // output is of bytes, by rows without gaps; the other operands as in forward, but that nothing is of double. Absent may
 // be: residual, sum (in place it is residual), given, and scale where it is given.
-template <class Each>
-struct QuantizedOperands {
-  using Options = QuantizedOptions;
-  static constexpr bool kBackward = false, kGated = false;
-  Each input, residual, given, output, sum, scale;
+#define SRMSNORM_QUANTIZED(operand, result) \
+  operand(kRead, input) operand(kRead, residual) operand(kNumberRead, given) \
+  result(kWritten, output, input) result(kWritten, sum, residual) result(kNumberWritten, scale, input)
+SRMSNORM_LIST(Quantized, input, QuantizedOptions, false, false, SRMSNORM_QUANTIZED)
+// clang-format on
 
-  constexpr const Each& main() const { return input; }
-
-  template <class F, class... Lists>
-  static constexpr void zip(F f, Lists&... of) {
-    f(kRead, of.input...);
-    f(kRead, of.residual...);
-    f(kNumberRead, of.given...);
-    f(kWritten, of.output...);
-    f(kWritten, of.sum...);
-    f(kNumberWritten, of.scale...);
-  }
-};
+#undef SRMSNORM_MEMBER
+#undef SRMSNORM_ZIPPED
+#undef SRMSNORM_RESULT
+#undef SRMSNORM_NO_RESULT
 
 // The lists, in one table by name. The arguments of a backend, its sweeps and its launchers follow from it.
 #define SRMSNORM_EVERY_LIST(row) \
   row(Forward) row(Backward) row(WideBackward) row(GatedForward) row(GatedBackward) row(Quantized)
 
 template <class Operands>
-constexpr int operand_count() {
+constexpr int operand_count(bool results = true) {
   int count = 0;
-  Operands::zip([&](Use) { count++; });
+  Operands::zip([&](Use use) { count += results || !use.written; });
   return count;
 }
 

@@ -88,17 +88,14 @@
         "(Tensor input, Tensor(a!) residual, Tensor? scale=None, *, " SRMSNORM_QUANTIZATION ") " \
         "-> (Tensor output, Tensor scale_used)", \
         std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const MaybeTensor&, SRMSNORM_QUANTIZATION_TYPES))
+
+#define SRMSNORM_OPERATORS(outer, inner) \
+  SRMSNORM_NORM_OPERATORS(outer, inner) \
+  SRMSNORM_RSTD_OPERATORS(outer, inner) \
+  SRMSNORM_GATED_OPERATORS(outer, inner) \
+  SRMSNORM_QUANTIZED_OPERATORS(outer, inner)
 // clang-format on
 
-#define SRMSNORM_EVERY_OPERATOR(row) \
-  SRMSNORM_NORM_OPERATORS(row, row)  \
-  SRMSNORM_RSTD_OPERATORS(row, row)  \
-  SRMSNORM_GATED_OPERATORS(row, row) \
-  SRMSNORM_QUANTIZED_OPERATORS(row, row)
-
 #define SRMSNORM_NO_ROW(...)
-#define SRMSNORM_PUBLIC_OPERATORS(row)           \
-  SRMSNORM_NORM_OPERATORS(row, SRMSNORM_NO_ROW)  \
-  SRMSNORM_RSTD_OPERATORS(row, SRMSNORM_NO_ROW)  \
-  SRMSNORM_GATED_OPERATORS(row, SRMSNORM_NO_ROW) \
-  SRMSNORM_QUANTIZED_OPERATORS(row, SRMSNORM_NO_ROW)
+#define SRMSNORM_EVERY_OPERATOR(row) SRMSNORM_OPERATORS(row, row)
+#define SRMSNORM_PUBLIC_OPERATORS(row) SRMSNORM_OPERATORS(row, SRMSNORM_NO_ROW)

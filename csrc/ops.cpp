@@ -38,7 +38,8 @@ void check_backward(const Tensor& grad_output, const Tensor& output, const Tenso
   }
 }
 
-void check_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd) {
+void check(const WideBackwardTensors& t) {
+  const auto &grad_output = t.grad_output, &input = t.input;
   check_rows(input, "input");
   TORCH_CHECK(is_16_bit(input.scalar_type()), "srmsnorm: the input of a wider output must be float16 or bfloat16, got ",
               input.scalar_type());
@@ -47,7 +48,7 @@ void check_wide_backward(const Tensor& grad_output, const Tensor& input, const T
   check_same_device(grad_output, "grad_output", input, "input");
   TORCH_CHECK(grad_output.scalar_type() == at::kFloat, "srmsnorm: grad_output must be float32 beside the input of a ",
               "wider output, got ", grad_output.scalar_type());
-  check_numbers(rstd, "rstd", input, "input");
+  check_numbers(t.rstd, "rstd", input, "input");
 }
 
 void check_scale(const Tensor& input, const MaybeTensor& residual, const Tensor& scale, const MaybeTensor& factor) {
@@ -108,17 +109,12 @@ BackwardTensors prepare_backward(Gradients gradients, const Tensor& grad_output,
   TORCH_CHECK(!(gradients.input && gradients.residual && of_input == at::kFloat),
               "srmsnorm: a pair of gradients is one of 16 bits and one in float32, got dtype ", name_of(of_input));
   bool wide = gradients.input && of_input == at::kFloat && is_16_bit(of_output);
-  BackwardTensors tensors{
-      {{with_unit_stride(grad_output), with_unit_stride(output), rstd, with_unit_stride(grad_sum), {}, {}}}};
+  BackwardTensors tensors{{.grad_output = with_unit_stride(grad_output),
+                           .output = with_unit_stride(output),
+                           .rstd = rstd,
+                           .grad_sum = with_unit_stride(grad_sum)}};
   if (gradients.input && !wide) tensors.grad_input = empty_rows_like(tensors.output, of_input);
   if (gradients.residual || wide) tensors.grad_residual = empty_rows_like(tensors.output, at::kFloat);
-  return tensors;
-}
-
-WideBackwardTensors prepare_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd) {
-  check_wide_backward(grad_output, input, rstd);
-  WideBackwardTensors tensors{{with_unit_stride(grad_output), with_unit_stride(input), rstd, {}}};
-  tensors.grad_input = empty_rows_like(tensors.input, input.scalar_type());
   return tensors;
 }
 

@@ -52,13 +52,10 @@ struct CallTensors : Operands<Tensor>, Operands<Tensor>::Options {
   using Args = CallArgs<Operands>;
 };
 
-using ForwardTensors = CallTensors<ForwardOperands>;
-using WideBackwardTensors = CallTensors<WideBackwardOperands>;
-
-struct BackwardTensors : CallTensors<BackwardOperands> {
-  // Where there is one: a float32 gradient beside 16 bits is grad_residual, whosever it is.
-  const Tensor& gradient() const { return grad_input.defined() ? grad_input : grad_residual; }
-};
+// ForwardTensors of ForwardOperands, and so on.
+#define SRMSNORM_TENSORS(name) using name##Tensors = CallTensors<name##Operands>;
+SRMSNORM_EVERY_LIST(SRMSNORM_TENSORS)
+#undef SRMSNORM_TENSORS
 
 struct ForwardOutputs {
   bool sum = false, rstd = false, output = true;
@@ -81,7 +78,6 @@ double check_forward(const Tensor& input, const Tensor& residual, MaybeDouble ep
 double check_in_place(const Tensor& input, const Tensor& residual, MaybeDouble eps);
 void check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
                     Gradients gradients);
-void check_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd);
 void check_scale(const Tensor& input, const MaybeTensor& residual, const Tensor& scale, const MaybeTensor& factor);
 
 // Each checks its arguments, then allocates what the call writes. A last dimension whose own stride is not 1 is copied
@@ -96,6 +92,9 @@ void finish_in_place(const ForwardTensors& done, const Tensor& input, const Tens
 // dtype: of the input's gradient.
 BackwardTensors prepare_backward(Gradients gradients, const Tensor& grad_output, const Tensor& output,
                                  const Tensor& rstd, const MaybeTensor& grad_sum, MaybeName dtype = {});
-WideBackwardTensors prepare_wide_backward(const Tensor& grad_output, const Tensor& input, const Tensor& rstd);
+
+// As listed.h says.
+void check(const WideBackwardTensors& t);
+WideBackwardOperands<Tensor> formula(const WideBackwardTensors& t);
 
 }  // namespace srmsnorm

@@ -141,12 +141,12 @@ at::ScalarType dtype_of(Quantized type) {
                                          : at::kChar;
 }
 
-void QuantizedTensors::write_given_scale() const {
-  if (!quantization.given) return;
-  if (given.defined())
-    scale.copy_(given.view_as(scale));
+void write_given_scale(const QuantizedTensors& t) {
+  if (!t.quantization.given) return;
+  if (t.given.defined())
+    t.scale.copy_(t.given.view_as(t.scale));
   else
-    scale.fill_(quantization.value);
+    t.scale.fill_(t.quantization.value);
 }
 
 template <class Residual>

@@ -14,10 +14,8 @@ struct QuantizationOptions {
   MaybeDouble scale_ub, eps;
 };
 
-struct QuantizedTensors : CallTensors<QuantizedOperands> {
-  // The scale that was given, for those who do not write it with the rows.
-  void write_given_scale() const;
-};
+// The scale that was given, for those who do not write it with the rows.
+void write_given_scale(const QuantizedTensors& t);
 
 at::ScalarType dtype_of(Quantized type);
 

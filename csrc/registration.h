@@ -4,8 +4,6 @@
 #pragma once
 #include <torch/library.h>
 
-#include <type_traits>
-
 namespace srmsnorm {
 
 // Whether this copy is the one that registers. Hidden: a second copy must not find the first one's function.
@@ -28,6 +26,3 @@ __attribute__((visibility("hidden"))) bool registers();
 
 // A row of a table in operators.h: the function of the operator's name in this scope is its kernel, in a library m.
 #define SRMSNORM_BY_ITS_NAME(name, ...) m.impl(#name, &name);
-
-// The same where the functions are templates of their arguments, (auto... args): the instance of the row's signature.
-#define SRMSNORM_BY_ITS_SIGNATURE(name, schema, ...) m.impl(#name, static_cast<std::add_pointer_t<__VA_ARGS__>>(&name));

@@ -3,13 +3,13 @@
 #include <ATen/functorch/BatchedTensorImpl.h>
 #include <ATen/functorch/DynamicLayer.h>
 
-#include "backend.h"  // for every family's check
+#include "backend.h"  // for every family's checks
 
 namespace srmsnorm {
 
 // On the tensors as the user sees them: with a batch dimension in front a scalar would pass for a row, and errors would
-// tell of a shape that nobody has. Found by the types of the arguments, as those of other families are, which stand in
-// their headers: not in the anonymous namespace, where they would hide them.
+// tell of a shape that nobody has. Found by the types of the arguments, but for those of operators that are called by a
+// list.
 template <class... Dtype>
 static void check(const Tensor& input, const MaybeTensor& residual, MaybeDouble eps, const Dtype&...) {
   check_forward(input, residual, eps);
@@ -22,9 +22,6 @@ template <class... Dtype>
 static void check(const Tensor& grad_output, const Tensor& output, const Tensor& rstd, const MaybeTensor& grad_sum,
                   const Dtype&...) {
   check_backward(grad_output, output, rstd, grad_sum, {});
-}
-static void check(const Tensor& grad_output, const Tensor& input, const Tensor& rstd) {
-  check_wide_backward(grad_output, input, rstd);
 }
 static void check(const Tensor& input, const MaybeTensor& residual, const Tensor& scale, const MaybeTensor& factor,
                   MaybeName) {
@@ -93,7 +90,10 @@ struct Rule;
 template <auto op, class Result, class... Args>
 struct Rule<op, Result(const Tensor&, Args...)> {
   static Result call(const Tensor& first, Args... args) {
-    check(first, args...);
+    if constexpr (kIsListed<op>)
+      checked<op>(first, args...);
+    else
+      check(first, args...);
     Level level;
     level.learn(first);
     (level.learn(args), ...);

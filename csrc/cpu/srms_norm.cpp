@@ -36,7 +36,7 @@ struct Cpu {
   template <class Tensors>
   static void run(const Tensors& tensors) {
     using Args = typename Tensors::Args;
-    if constexpr (requires { tensors.write_given_scale(); }) tensors.write_given_scale();
+    if constexpr (requires { write_given_scale(tensors); }) write_given_scale(tensors);
     over_rows(tensors, [](const Args& args) { in_parallel(std::get<cpu::Select<Args>>(sweeps())(args), args); });
   }
 };

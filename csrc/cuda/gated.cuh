@@ -1,8 +1,7 @@
 // The gated norm: the activation of a gate and its slope, the source that has the gate beside the input, and backward.
 #pragma once
-#include "backward.cuh"
+#include "beside.cuh"
 #include "convert.cuh"
-#include "forward.cuh"
 
 namespace srmsnorm {
 
@@ -82,46 +81,23 @@ __device__ __forceinline__ void activate(A (&gate)[N], A (&slope)[N], Activation
 
 // h = input, and y is multiplied by a; or h = input * a. G: the gate's type.
 template <class T, class G>
-struct GatedSource {
+struct GatedSource : SourceBeside<T, G, GatedForwardOperands> {
+  using Base = SourceBeside<T, G, GatedForwardOperands>;
+  using typename Base::Accumulator;
   template <class Args>
   using OwnArgs = GatedArgs<Args>;
-  using Element = T;
-  using Accumulator = accumulate_t<T>;
-  using Residual = T;
-  static constexpr bool kResidual = false;
-  static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(G);
   static constexpr bool kCombines = true;  // the gate to a: made twice, it takes more time than the memory (dim 6144
                                            // 0.77 of the roof for 0.91, the gate first)
-  static constexpr Chunks kChunks = chunks_of(GatedForwardOperands<int>{.input = sizeof(T), .gate = sizeof(G)});
-  using Call = GatedForwardArgs;
-  using Operands = OperandList<&Call::input, &Call::gate>;
-  using Sum = OperandList<>;
 
   template <int N, bool shifted, bool first>
-  struct Held {
-    Vector<T, N, first> input;
-    Vector<G, N, shifted> gate;
+  struct Held : Base::template Held<N, shifted, first> {
     Accumulator a[N];
   };
 
-  const T* input;
-  const G* gate;
   Gating gating;
 
   template <class Args>
-  __device__ __forceinline__ GatedSource(const Args& args, int64_t row) : gating(args.gating) {
-    RowOffsets<Args, 0, Operands::kCount> offset(args, row);
-    input = offset.template in<const T>(args, 0);
-    gate = offset.template in<const G>(args, 1);
-  }
-
-  __device__ __forceinline__ const T* begin() const { return input; }
-
-  template <int N, bool shifted, bool first, class F>
-  __device__ __forceinline__ void each(Held<N, shifted, first>& held, F f) const {
-    f(held.input, input);
-    f(held.gate, gate);
-  }
+  __device__ __forceinline__ GatedSource(const Args& args, int64_t row) : Base(args, row), gating(args.gating) {}
 
   template <int N, bool shifted, bool first>
   __device__ __forceinline__ void combine(Held<N, shifted, first>& held) const {
@@ -155,71 +131,31 @@ struct GatedSource {
 template <class T, class G>
 using GatedForward = ForwardOp<GatedSource<T, G>, Normalized<GatedSource<T, G>>>;
 
+struct HasGating {
+  Gating gating;
+};
+
 // With y = x r:  dx = r (a g - y mean(y a g)), dgate = g y a'. With t = x a, z = t r:  dt = r (g - z mean(z g)), dx =
 // dt a, dgate = dt x a'. Each rounded once to its own type.
 template <class T, class G>
-struct GatedBackward : BackwardOp {
-  using Element = T;
-  using Accumulator = accumulate_t<T>;
-  using Total = Accumulator;
-  using Call = GatedBackwardArgs;
-  using Operands =
-      OperandList<&Call::grad_output, &Call::input, &Call::gate, &Call::rstd, &Call::grad_input, &Call::grad_gate>;
-  static constexpr int kGradOutput = 0, kInput = 1, kGate = 2, kRstd = 3, kGradInput = 4, kGradGate = 5;
+struct GatedBackward : HasGating, BackwardBeside<T, G, GatedBackwardOperands> {
+  using Base = BackwardBeside<T, G, GatedBackwardOperands>;
+  using Base::r;
+  using typename Base::Accumulator;
   template <bool flat>
-  using Args = GatedArgs<KernelArgs<flat, Operands, kRstd, Accumulator>>;
-  static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(G);
-  static constexpr Chunks kChunks =
-      chunks_of(GatedBackwardOperands<int>{.grad_output = sizeof(T), .input = sizeof(T), .gate = sizeof(G)});
-
+  using Args = GatedArgs<typename Base::template Args<flat>>;
   template <int N, bool shifted, bool first>
-  struct Held {
-    Vector<T, N, shifted> grad_output;
-    Vector<T, N, first> input;
-    Vector<G, N, shifted> gate;
-  };
+  using Held = typename Base::template Held<N, shifted, first>;
 
-  const T *grad_output, *input;
-  const G* gate;
-  T* grad_input;
-  G* grad_gate;
-  Gating gating;
-  bool writes_input, writes_gate;  // not every call needs both
-  Accumulator r, mean_times_r;     // mean: of the product of what is normalized and its gradient
+  Accumulator mean_times_r;  // mean: of the product of what is normalized and its gradient
 
   template <class Args>
-  __device__ __forceinline__ GatedBackward(const Args& args, int64_t row) : gating(args.gating) {
-    RowOffsets<Args, 0, kRstd> offset(args, row);
-    grad_output = offset.template in<const T>(args, kGradOutput);
-    input = offset.template in<const T>(args, kInput);
-    gate = offset.template in<const G>(args, kGate);
-  }
-
-  template <class Args>
-  __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
-    RowOffsets<Args, kRstd, Operands::kCount> offset(args, row);
-    r = *offset.template in<const Accumulator>(args, kRstd);
-    grad_input = offset.template in<T>(args, kGradInput);
-    grad_gate = offset.template in<G>(args, kGradGate);
-    writes_input = args.of(kGradInput).data;
-    writes_gate = args.of(kGradGate).data;
-  }
-
-  __device__ __forceinline__ const T* begin() const { return input; }
-
-  template <int N, bool shifted, bool first, class F>
-  __device__ __forceinline__ void each(Held<N, shifted, first>& held, F f) const {
-    f(held.grad_output, grad_output);
-    f(held.input, input);
-    f(held.gate, gate);
-  }
+  __device__ __forceinline__ GatedBackward(const Args& args, int64_t row) : HasGating{args.gating}, Base(args, row) {}
 
   template <int N, bool shifted, bool first>
   __device__ __forceinline__ Accumulator term(const Held<N, shifted, first>& held) const {
     Accumulator g[N], x[N], by_gate[N];
-    held.grad_output.widened(g);
-    held.input.widened(x);
-    held.gate.widened(by_gate);
+    held.widened(g, x, by_gate);
     activate<G>(by_gate, gating.activation);
 #pragma unroll
     for (int i = 0; i < N; i++) x[i] *= by_gate[i];
@@ -235,20 +171,13 @@ struct GatedBackward : BackwardOp {
   __device__ __forceinline__ void store(const Held<N, shifted, first>& held, F f) const {
     if constexpr (pass == 0) {
       Accumulator g[N], x[N], a[N], slope[N];
-      held.grad_output.widened(g);
-      held.input.widened(x);
-      held.gate.widened(a);
+      held.widened(g, x, a);
       activate<G>(a, slope, gating.activation);
       if (gating.norm_first)
         gradients_norm_first(g, x, a, slope);
       else
         gradients_gate_first(g, x, a, slope);
-      Vector<T, N> to_input;
-      to_input.set(x);
-      if (writes_input) f(to_input, grad_input);
-      Vector<G, N> to_gate;
-      to_gate.set(slope);
-      if (writes_gate) f(to_gate, grad_gate);
+      this->write(f, x, slope);
     }
   }
 

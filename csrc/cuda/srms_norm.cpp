@@ -63,14 +63,14 @@ struct Cuda {
   // The lanes that share a group are those that share its vectors where the row begins at 16 bytes. Other rows are
   // normalized first, in their own order, and quantised from there.
   static void run(const QuantizedTensors& tensors) {
-    if (tensors.input.numel() == 0) return tensors.write_given_scale();
+    if (tensors.input.numel() == 0) return write_given_scale(tensors);
     bool together =
         begins_at_16_bytes(tensors.input) && begins_at_16_bytes(tensors.residual) && begins_at_16_bytes(tensors.sum);
     if (tensors.quantization.group == 0 || together) return run<>(tensors);
     auto y = at::empty(tensors.input.sizes(), tensors.input.options());
     run(ForwardTensors{{.input = tensors.input, .residual = tensors.residual, .output = y, .sum = tensors.sum},
                        {tensors.eps}});
-    QuantizedTensors rest{{{.input = y, .output = tensors.output, .scale = tensors.scale}, {0, tensors.quantization}}};
+    QuantizedTensors rest{{.input = y, .output = tensors.output, .scale = tensors.scale}, {0, tensors.quantization}};
     rest.quantization.normalized = true;
     run(rest);
   }
