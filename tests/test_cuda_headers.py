@@ -95,6 +95,14 @@ static_assert(!exists(plan(32, 3, 1, false, false), Reading::Kept, one));       
 static_assert(!exists(plan(32, 2, 1, false, false), Reading::Kept, late));
 static_assert(exists(plan(128, 4, 16, false, false), Reading::Once, gated));
 static_assert(!exists(plan(128, 8, 16, false, false), Reading::Once, gated));        // of any operator but gated ones
+// Folded are rows of which little may be written.
+constexpr Chunks bytes = chunks_in_bytes(one);
+static_assert(exists(plan(128, 4, 1, false, false), Reading::Folded, bytes));
+static_assert(exists(plan(8, 4, 1, false, false), Reading::Folded, with_few_instances(one)));
+static_assert(!exists(plan(8, 4, 1, false, false), Reading::Once, bytes));
+static_assert(!exists(plan(128, 4, 1, false, false), Reading::Folded, one));
+static_assert(!exists(plan(128, 4, 1, false, false), Reading::Folded, chunks_in_bytes(two)));
+static_assert(!exists(plan(128, 8, 1, false, false), Reading::Folded, bytes));
 // What has no instance of its own is read as rows that may lie anywhere.
 constexpr LaunchPlan warps = general_plan({{8, 128, 1, 4, 1, false, true, true}}, gated);
 constexpr LaunchPlan blocks = general_plan({{8, 128, 1, 4, 16, false, false, true}}, gated);

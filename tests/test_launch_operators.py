@@ -105,7 +105,7 @@ def test_what_is_read_twice():
         assert plan("srms_norm_quantized", dim, **options)["twice"] and not plan("srms_norm", dim, **options)["twice"]
     assert not plan("srms_norm_quantized", 4096)["twice"]
     # rstd reads what the norm does, an operand alone: nothing is out of phase with it.
-    assert numbers(plan("rstd", 4096, **odd)) == numbers(plan("srms_norm", 4096))
+    assert numbers(plan("rstd", 4096, **odd)) == numbers(plan("rstd", 4096))
     assert plan("rstd", 4100, aligned=False)["shifted"] and not plan("srms_norm", 4100, aligned=False)["shifted"]
     # A gate makes clusters of narrower rows.
     assert plan("gated_srms_norm", 16_384)["cluster"] == 4 and plan("srms_norm", 16_384)["cluster"] == 1
@@ -113,17 +113,29 @@ def test_what_is_read_twice():
 
 
 @pytest.mark.parametrize("operator", ["srms_norm_quantized", "rstd"])
-def test_few_lanes_where_little_is_written(operator):
-    """Half of the norm's lanes, with two vectors each, which adds in the norm's order; of flat rows alone."""
-    for dim, dtype in ((16, BFLOAT), (64, BFLOAT), (104, BFLOAT), (256, BFLOAT), (128, FLOAT)):
+def test_few_threads_where_little_is_written(operator):
+    """A half or a quarter of the norm's threads, with as many more vectors each, which add in the norm's order; of flat
+    rows alone."""
+    halves = [(16, BFLOAT), (64, BFLOAT), (104, BFLOAT), (512, BFLOAT), (1024, BFLOAT), (1024, FLOAT), (4096, BFLOAT)]
+    for share, (dim, dtype) in [*((2, case) for case in halves), (4, (256, BFLOAT)), (4, (128, FLOAT))]:
         norm, found = plan("srms_norm", dim, dtype), plan(operator, dim, dtype)
-        assert (norm["vectors"], found["vectors"]) == (1, 2)
-        assert found["threads_per_row"] * 2 == norm["threads_per_row"]
-        assert found["rows_per_block"] == norm["rows_per_block"] * 2
-    for dim, options in ((8, {}), (64, {"aligned": False}), (512, {}), (4096, {}), (63, {})):
+        assert found["vectors"] == norm["vectors"] * share
+        assert found["threads_per_row"] * share == norm["threads_per_row"]
+        assert found["rows_per_block"] == (1 if found["threads_per_row"] > 32 else 128 // found["threads_per_row"])
+    for dim, options in ((8, {}), (64, {"aligned": False}), (1536, {}), (4097, {}), (8192, {}), (63, {})):
         norm, found = plan("srms_norm", dim, **options), plan(operator, dim, **options)
         assert found["threads_per_row"] == norm["threads_per_row"]
     assert numbers(plan("srms_norm_quantized", 64, BFLOAT, BFLOAT)) == numbers(plan("srms_norm", 64, BFLOAT, BFLOAT))
+
+
+def test_fewer_blocks_where_bytes_are_written():
+    """Half of the norm's blocks, where they are many, with twice the threads: the same threads in the same order."""
+    for dim, blocks in ((20_480, 4), (32_768, 4), (65_536, 8), (131_072, 8), (262_144, 8)):
+        norm, found = plan("srms_norm", dim), plan("srms_norm_quantized", dim)
+        assert found["cluster"] == blocks and found["vectors"] == norm["vectors"]
+        assert found["threads_per_row"] * blocks == norm["threads_per_row"] * norm["cluster"]
+        assert plan("rstd", dim)["cluster"] == norm["cluster"]
+    assert plan("srms_norm_quantized", 65_536, aligned=False)["cluster"] == plan("srms_norm", 65_536)["cluster"]
 
 
 def test_chunks_follow_from_the_dtypes():

@@ -106,12 +106,21 @@ struct Magnitude {
   }
 };
 
-template <class T, int N>
-__device__ __forceinline__ Magnitude<T> largest_of(const Vector<T, N>& of) {
+template <int N>
+__device__ __forceinline__ Magnitude<float> largest_of(const float (&of)[N]) {
+  Magnitude<float> largest;
+#pragma unroll
+  for (float value : of) largest.or_of({__float_as_uint(value) & Magnitude<float>::kNoSign});
+  return largest;
+}
+
+template <class T, int N, bool shifted>
+__device__ __forceinline__ Magnitude<T> largest_of(const Vector<T, N, shifted>& of) {
   Magnitude<T> largest;
 #pragma unroll
-  for (const uint4& chunk : of.chunks)
-    for (uint32_t word : {chunk.x, chunk.y, chunk.z, chunk.w}) largest.or_of({word & Magnitude<T>::kNoSign});
+  for (int i = 0; i < Vector<T, N, shifted>::kChunks; i++)
+    for (uint32_t word : {of.chunks[i].x, of.chunks[i].y, of.chunks[i].z, of.chunks[i].w})
+      largest.or_of({word & Magnitude<T>::kNoSign});
   return largest;
 }
 

@@ -30,6 +30,14 @@ struct Divisor {
     inverse = fmaf(r, error, r);
   }
 
+  // Another lane's; by all lanes of the warp.
+  __device__ __forceinline__ Divisor of_lane(int lane) const {
+    Divisor other;
+    other.value = __shfl_sync(~0u, value, lane);
+    other.inverse = __shfl_sync(~0u, inverse, lane);
+    return other;
+  }
+
   __device__ __forceinline__ float divide(float a) const {
     float once = corrected(__fmul_rn(a, inverse), a, value, inverse);
     return corrected(once, a, value, inverse);
@@ -49,6 +57,14 @@ struct Divisor<T> {
     inverse = __fmaf_rd(r, near, r);
     float error = fmaf(-value, inverse, 1.f);
     rest = __fmul_rn(__fmaf_ru(error, error, error), inverse);
+  }
+
+  __device__ __forceinline__ Divisor of_lane(int lane) const {
+    Divisor other;
+    other.value = __shfl_sync(~0u, value, lane);
+    other.inverse = __shfl_sync(~0u, inverse, lane);
+    other.rest = __shfl_sync(~0u, rest, lane);
+    return other;
   }
 
   __device__ __forceinline__ float divide(float a) const { return fmaf(a, inverse, __fmul_rn(a, rest)); }

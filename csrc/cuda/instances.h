@@ -6,16 +6,18 @@
 namespace srmsnorm {
 
 // How a row is read: into registers, all operands cut as the main one is; the same, and kept in the L2 until the row is
-// written; into registers, operands lying anywhere; or once for the reduction and again for the result, lying anywhere.
-enum class Reading { Once, Kept, Shifted, Twice };
+// written; the same by fewer threads, each of which holds what several would and adds in their order; into registers,
+// operands lying anywhere; or once for the reduction and again for the result, lying anywhere.
+enum class Reading { Once, Kept, Folded, Shifted, Twice };
 
 constexpr Reading reading_of(const LaunchPlan& plan) {
   return plan.twice ? Reading::Twice : plan.shifted ? Reading::Shifted : Reading::Once;
 }
 
 // The operators that have an instance: all; those without a gate; of these the forward ones, or with the gated ones;
-// those without a gate whose operands the reduction needs, and of those the ones that read several chunks.
-enum class Of { None, All, Ungated, Forward, ForwardOrGated, Unstaged, Several };
+// those without a gate whose operands the reduction needs, and of those the ones that read several chunks; and those
+// that may write little of what they read: bytes of one operand, or rstd alone.
+enum class Of { None, All, Ungated, Forward, ForwardOrGated, Unstaged, Several, Little };
 
 constexpr bool includes(Of operators, Chunks chunks) {
   switch (operators) {
@@ -33,6 +35,8 @@ constexpr bool includes(Of operators, Chunks chunks) {
       return !chunks.gated && chunks.late == 0;
     case Of::Several:
       return !chunks.gated && chunks.late == 0 && chunks.all > 1;
+    case Of::Little:
+      return (chunks.in_bytes || chunks.few) && !chunks.backward && chunks.all == 1;
   }
   __builtin_unreachable();
 }
@@ -44,7 +48,7 @@ constexpr bool includes(Of operators, Chunks chunks) {
 struct Instance {
   Sharing sharing;
   int vectors;
-  Of flat, kept, general, shifted, twice;
+  Of flat, kept, folded, general, shifted, twice;
 
   // Of an operator with few instances none is kept, and where whole warps share them, rows that lie anywhere are read
   // as shifted (parts of a warp would lose by it: dim 100 0.68 of the roof). Quantised rows have these, but for the
@@ -66,6 +70,8 @@ struct Instance {
         return is_flat ? flat : general;
       case Reading::Kept:
         return is_flat ? kept : Of::None;
+      case Reading::Folded:
+        return is_flat ? folded : Of::None;
       case Reading::Shifted:
         return is_flat ? Of::None : shifted;
       case Reading::Twice:
@@ -76,15 +82,16 @@ struct Instance {
 };
 
 constexpr Instance kInstances[] = {
-    {Sharing::Lanes, 1, Of::All, Of::Several, Of::All, Of::All, Of::None},
-    {Sharing::Lanes, 2, Of::All, Of::Unstaged, Of::All, Of::All, Of::None},
-    {Sharing::Lanes, 3, Of::All, Of::Several, Of::All, Of::All, Of::None},
-    {Sharing::Warps, 2, Of::All, Of::Unstaged, Of::All, Of::Ungated, Of::All},
-    {Sharing::Warps, 4, Of::All, Of::Unstaged, Of::All, Of::Ungated, Of::None},
-    {Sharing::Warps, 8, Of::Ungated, Of::Several, Of::Ungated, Of::None, Of::None},
-    {Sharing::Blocks, 2, Of::None, Of::None, Of::None, Of::None, Of::All},
-    {Sharing::Blocks, 4, Of::ForwardOrGated, Of::None, Of::Forward, Of::None, Of::None},
-    {Sharing::Blocks, 8, Of::Ungated, Of::None, Of::Ungated, Of::None, Of::None},
+    {Sharing::Lanes, 1, Of::All, Of::Several, Of::None, Of::All, Of::All, Of::None},
+    {Sharing::Lanes, 2, Of::All, Of::Unstaged, Of::None, Of::All, Of::All, Of::None},
+    {Sharing::Lanes, 3, Of::All, Of::Several, Of::None, Of::All, Of::All, Of::None},
+    {Sharing::Lanes, 4, Of::None, Of::None, Of::Little, Of::None, Of::None, Of::None},
+    {Sharing::Warps, 2, Of::All, Of::Unstaged, Of::None, Of::All, Of::Ungated, Of::All},
+    {Sharing::Warps, 4, Of::All, Of::Unstaged, Of::Little, Of::All, Of::Ungated, Of::None},
+    {Sharing::Warps, 8, Of::Ungated, Of::Several, Of::None, Of::Ungated, Of::None, Of::None},
+    {Sharing::Blocks, 2, Of::None, Of::None, Of::None, Of::None, Of::None, Of::All},
+    {Sharing::Blocks, 4, Of::ForwardOrGated, Of::None, Of::None, Of::Forward, Of::None, Of::None},
+    {Sharing::Blocks, 8, Of::Ungated, Of::None, Of::None, Of::Ungated, Of::None, Of::None},
 };
 
 constexpr bool holds(const Instance& instance, const LaunchPlan& plan) {

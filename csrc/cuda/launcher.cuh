@@ -29,7 +29,8 @@ Kernel<Op, flat> instance_of(const LaunchPlan& plan) {
 }
 
 template <class Op>
-Kernel<Op, true> flat_kernel(const LaunchPlan& plan, bool kept) {
+Kernel<Op, true> flat_kernel(const LaunchPlan& plan, bool folded, bool kept) {
+  if (folded) return instance_of<Op, true, Reading::Folded>(plan);
   if (kept && has_instance(plan, Reading::Kept, true, Op::kChunks)) return instance_of<Op, true, Reading::Kept>(plan);
   return instance_of<Op, true, Reading::Once>(plan);
 }
@@ -44,6 +45,7 @@ Kernel<Op, false> general_kernel(const LaunchPlan& plan) {
       return instance_of<Op, false, Reading::Shifted>(plan);
     case Reading::Once:
     case Reading::Kept:
+    case Reading::Folded:
       return instance_of<Op, false, Reading::Once>(plan);
   }
   __builtin_unreachable();
@@ -97,12 +99,12 @@ cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& 
 template <class Op>
 cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, const GpuClass& row, cudaStream_t stream) {
   static_assert(every_plan_has_an_instance(Op::kChunks));
-  auto [plan, flat, hints] = choose_launch(call, traits_of<Op>(), gpu, row);
+  auto [plan, flat, folded, hints] = choose_launch(call, traits_of<Op>(), gpu, row);
   auto shared = shared_bytes<Op>(plan, call.space.dim, hints.apart, gpu);
   auto launched = [&, &plan = plan](auto kernel, const auto& args) {
     return launch_as(kernel, args, plan, shared, gpu, stream);
   };
-  return flat ? launched(flat_kernel<Op>(plan, hints.kept),
+  return flat ? launched(flat_kernel<Op>(plan, folded, hints.kept),
                          kernel_args<typename Op::Operands, typename Op::template Args<true>>(call, hints))
               : launched(general_kernel<Op>(plan),
                          kernel_args<typename Op::Operands, typename Op::template Args<false>>(call, hints));

@@ -102,6 +102,8 @@ constexpr int max_threads(int chunks, int vectors, bool twice, bool gated) {
   return few || many ? 256 : kMostThreads;
 }
 
+constexpr int kMostFoldedThreads = 128;  // of the widest row that is folded (half_the_threads)
+
 // Shared memory of a block whose late chunks are staged; never more than what every GPU with clusters grants.
 constexpr int kMostStage = 96 << 10;
 constexpr int stage_bytes(int late_chunks, int vectors, int threads) { return 16 * late_chunks * vectors * threads; }

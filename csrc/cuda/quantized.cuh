@@ -18,16 +18,15 @@ struct QuantizedSource : Source<T, R> {
   static constexpr Chunks kChunks = chunks_in_bytes(Source<T, R>::kChunks);
 };
 
-// The largest |y| of a group of 64 or 128 elements. By all lanes of the warp: groups are of rows that are cut from
-// their begin on, the lanes of one are neighbours and share a row.
-template <class T, int N>
-__device__ __forceinline__ float largest_of_group(const Vector<T, N>& y, int group) {
-  auto largest = largest_of(y);
+// The largest of a group of 64 or 128 elements, of which N are the lane's. By all lanes of the warp: groups are of rows
+// that are cut from their begin on, the lanes of one are neighbours and share a row.
+template <int N, class T>
+__device__ __forceinline__ Magnitude<T> largest_of_group(Magnitude<T> largest, int group) {
   constexpr int kHalf = 64 / (2 * N);  // of the lanes of a group of 64
   if (group > 64) largest.or_of_lane(2 * kHalf);
 #pragma unroll
   for (int lanes = kHalf; lanes > 0; lanes /= 2) largest.or_of_lane(lanes);
-  return largest.value();
+  return largest;
 }
 
 template <class Source>
@@ -43,24 +42,30 @@ struct Bytes {
   static constexpr int kOutput = Source::Operands::kCount, kSum = kOutput + 1, kScale = Operands::index(&Call::scale);
 
   using Scale = Divisor<T>;  // of y, which a given scale's inverse multiplies instead
+  static constexpr bool kSums = Source::kResidual || !kIs16Bit<T>;  // h is not the input's own 16 bits
 
   Quantization how;
   uint8_t* output;
   Residual* sum;
   float* scales;
-  Scale of_row;
+  Scale scale;  // the row's; where groups have one, that of a vector that this lane makes it for
+  Magnitude<std::conditional_t<kSums, float, T>> largest_in_group;
   bool writes_sum = false, aligned;  // aligned: bytes of a vector lie at a multiple of their number
 
   // Whether the row has a scale that is made of it.
   __device__ __forceinline__ bool of_whole_row() const { return !how.given && how.group == 0; }
 
-  // A NaN is left to the sum, and so to r.
+  // A NaN is left to the sum, and so to r. By halves, as one after the other each waits for the one before.
   template <int N>
   static __device__ __forceinline__ float largest(const float (&h)[N]) {
-    float most = 0;
+    if constexpr (N == 1) {
+      return fabsf(h[0]);
+    } else {
+      float most[N / 2];
 #pragma unroll
-    for (int i = 0; i < N; i++) most = fmaxf(most, fabsf(h[i]));
-    return most;
+      for (int i = 0; i < N / 2; i++) most[i] = fmaxf(fabsf(h[i]), fabsf(h[i + N / 2]));
+      return largest(most);
+    }
   }
 
   template <int N>
@@ -71,9 +76,24 @@ struct Bytes {
   static __device__ __forceinline__ float squares(Total total) { return total.sum; }
   __device__ __forceinline__ void reduced(Total total, float r) {
     if (!of_whole_row()) return;
-    float y[1] = {total.largest * r};  // h r and the rounding of it are monotone and odd
-    round(y);
-    of_row = scale_of(y[0]);
+    scale = scale_of(rounded(total.largest * r));
+  }
+
+  // Of a thread's vectors. Their groups' lanes are at least as many as they are, so that each makes the scale of one.
+  template <class Held, int vectors>
+  __device__ __forceinline__ void survey(const Held (&held)[vectors]) {
+    if (how.group == 0) return;
+#pragma unroll
+    for (int i = 0; i < vectors; i++) {
+      constexpr int N = Source::kElements;
+      auto largest = [&] {
+        if constexpr (kSums)
+          return largest_of_group<N>(largest_of(held[i].h), how.group);
+        else
+          return largest_of_group<N>(largest_of(held[i].input), how.group);
+      }();
+      if (i == 0 || lane_in_row() % power_of_two_from(vectors) == i) largest_in_group = largest;
+    }
   }
 
   template <class Args>
@@ -88,8 +108,8 @@ struct Bytes {
     aligned = Args::kFlat;
     if (how.given) {
       float value = args.of(kScale + 1).data ? *offset.template in<const float>(args, kScale + 1) : how.value;
-      of_row.value = value;
-      of_row.inverse = __frcp_rn(value);
+      scale.value = value;
+      scale.inverse = __frcp_rn(value);
     }
   }
 
@@ -102,13 +122,19 @@ struct Bytes {
     return Scale(value + (y - y));
   }
 
+  // h r and the rounding of it are monotone and odd: of the largest |h| it is the largest |y|.
+  static __device__ __forceinline__ float rounded(float y) {
+    float one[1] = {y};
+    round(one);
+    return one[0];
+  }
+
   // To the input's type, as which it is returned.
   template <int N>
-  static __device__ __forceinline__ Vector<T, N> round(float (&y)[N]) {
+  static __device__ __forceinline__ void round(float (&y)[N]) {
     Vector<T, N> rounded;
     rounded.set(y);
     rounded.widened(y);
-    return rounded;
   }
 
   template <int pass, int N, class Finish, class F>
@@ -122,10 +148,7 @@ struct Bytes {
       float y[N];
 #pragma unroll
       for (int i = 0; i < N; i++) y[i] = h[i] * r;
-      auto rounded = round(y);
-      Scale scale = of_row;
-      if constexpr (N > 1)
-        if (how.group > 0) scale = scale_of(largest_of_group(rounded, how.group));
+      round(y);
       if (how.given) {
 #pragma unroll
         for (int i = 0; i < N; i++) y[i] = __fmul_rn(y[i], scale.inverse);
@@ -158,10 +181,23 @@ struct ForwardInBytes : ForwardOp<QuantizedSource<T, R>, Bytes<QuantizedSource<T
     if (this->how.normalized) this->r = 1;
   }
 
+  __device__ __forceinline__ void scale_groups() {
+    if (this->how.group > 0) this->scale = this->scale_of(this->rounded(this->largest_in_group.value() * this->r));
+  }
+
+  // With the scale of a vector's group in place of the lane's own.
+  template <int vectors>
+  __device__ __forceinline__ ForwardInBytes of_vector(int i) const {
+    ForwardInBytes op = *this;
+    constexpr int kOwners = power_of_two_from(vectors);
+    if (kOwners > 1 && this->how.group > 0) op.scale = this->scale.of_lane(lane_in_warp() / kOwners * kOwners + i);
+    return op;
+  }
+
   template <class Args>
   __device__ __forceinline__ void store_row(const Args& args, int64_t row) const {
     if (this->how.group > 0 || !args.of(Base::kScale).data || (this->how.one_for_all && row > 0)) return;
-    *this->scales = this->of_row.value;
+    *this->scales = this->scale.value;
   }
 };
 

@@ -7,8 +7,8 @@
 namespace srmsnorm {
 
 // The threads that share a row: blockDim.x of each block. T: what they reduce (totals.cuh); most: the largest
-// blockDim.x.
-template <class T, Sharing sharing, int most>
+// blockDim.x; folded: lanes that are 16 apart stand for those of two warps.
+template <class T, Sharing sharing, int most, bool folded>
 struct RowGroup {
   static constexpr bool kClustered = sharing == Sharing::Blocks;
   int blocks = 1, rank = 0;  // kept: reading them from the hardware again for each vector costs more than the load
@@ -31,7 +31,8 @@ struct RowGroup {
   // The sum of all threads' values, in an order that the group's size alone decides. Called once.
   __device__ __forceinline__ T reduce(T value) const {
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
+    for (int step = 0; step < 5; step++) {
+      int offset = folded ? 1 << (8 - step) % 5 : 16 >> step;  // 8, 4, 2, 1, 16
       T other = from_lane_xor(value, offset);
       if (sharing != Sharing::Lanes || offset < blockDim.x) value += other;
     }

@@ -20,6 +20,10 @@
 //   finish(total, args)         the row's scalars
 //   store<pass>(held, f)        f(vector, pointer to its row) for every result of pass 0 or 1
 //   store_row(args, row index)  what there is once a row
+// and of quantised rows, whose groups are of several lanes:
+//   survey(held vectors)        what of all of a thread's vectors is asked before the row's scalars are known
+//   scale_groups()              what is made of it when they are
+//   of_vector<count>(i)         itself, as it stores the i-th of them
 // clang-format on
 #pragma once
 #include "kernel_args.h"
@@ -49,23 +53,34 @@ __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64
 template <class Op>
 constexpr bool kIsMixed = Op::kBesideSize > sizeof(typename Op::Element);
 
-// Blocks on a multiprocessor that the compiler is told to allow for; 0: left to it. nvcc 13.0 spilled a word or two to
-// have more of them in some of these instances (sm_90); told one, in none. Of quantised rows a thread has more to do
-// between loads and stores, and gains by more of them, even at a spill of four words in two instances: 6 x 256 threads,
-// dim 1024 1.01 of the roof for 0.93, 4096 0.99 for 0.90; 2 x 512, 28672 0.88 for 0.82, 65536 0.90 for 0.85.
+// What the compiler is told of a block's threads, and of the blocks that a multiprocessor is to have room for; 0: left
+// to it. nvcc 13.0 spilled a word or two to have more of them in some of these instances (sm_90); told one, in none.
+struct Bounds {
+  int threads, blocks;
+};
+
+// Of quantised rows a thread has more to do between loads and stores, and gains by more of them: 6 x 256 threads, dim
+// 1024 1.01 of the roof for 0.93, 4096 0.99 for 0.90; 2 x 512, 28672 0.88 for 0.82, 65536 0.90 for 0.85. So has a
+// backward with a gate: 3 x 256, H200, a float gate, 4096 0.99 for 0.96.
 template <class Op, int vectors, Sharing sharing, bool flat, Reading reading>
-constexpr int min_blocks() {
-  bool twice = reading == Reading::Twice, plain = Op::kChunks.in_bytes && Op::kChunks.all == 1;
-  if (plain && !twice && kIs16Bit<typename Op::Element>) {
-    if (sharing == Sharing::Warps && vectors == 2) return 6;
-    if (sharing == Sharing::Blocks && vectors == 4) return 2;
+constexpr Bounds bounds() {
+  constexpr Chunks chunks = Op::kChunks;
+  constexpr bool twice = reading == Reading::Twice, narrow = kIs16Bit<typename Op::Element>;
+  if (reading == Reading::Folded) return {kMostFoldedThreads, 0};
+  if (flat && sharing == Sharing::Warps && vectors == 2 && chunks.gated && chunks.backward) return {256, 3};
+  int staged = sharing == Sharing::Blocks ? chunks.late : 0;
+  bool one = kIsMixed<Op> || twice || (!flat && (Op::kBesideSize >= 4 || chunks.gated));
+  Bounds bounds{max_threads(chunks.all - staged, vectors, twice, chunks.gated), one ? 1 : 0};
+  if (chunks.in_bytes && chunks.all == 1 && !twice) {
+    if (sharing == Sharing::Warps && vectors == 2 && (narrow || flat)) bounds.blocks = narrow ? 6 : 8;
+    if (sharing == Sharing::Warps && vectors == 4 && !narrow && flat) bounds.blocks = 3;
+    if (sharing == Sharing::Blocks && vectors == 4 && narrow) bounds.blocks = 2;
   }
-  return kIsMixed<Op> || twice || (!flat && (Op::kBesideSize >= 4 || Op::kChunks.gated)) ? 1 : 0;
+  return bounds;
 }
 
-template <class Op, int vectors, Sharing sharing, Reading reading>
-constexpr int kMostThreadsOf = max_threads(Op::kChunks.all - (sharing == Sharing::Blocks ? Op::kChunks.late : 0),
-                                           vectors, reading == Reading::Twice, Op::kChunks.gated);
+template <class Op, int vectors, Sharing sharing, bool flat, Reading reading>
+constexpr Bounds kBounds = bounds<Op, vectors, sharing, flat, reading>();
 
 // flat: rows in one level that begin and end at 16 bytes; else they may lie anywhere, which takes levels and edges. Few
 // rows wait for every instruction (1 x 4096 1.30 us, with levels and edges 1.43; few rows are timed here in a bare loop
@@ -74,15 +89,17 @@ constexpr int kMostThreadsOf = max_threads(Op::kChunks.all - (sharing == Sharing
 // that do not fit the L2. Not released, the lines would stay and cost the next kernel: ten passes over 40 MB after a
 // norm 135 us, released 71, without the hint 70.
 template <class Op, int vectors, Sharing sharing, bool flat, Reading reading>
-__global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
-                                  min_blocks<Op, vectors, sharing, flat, reading>())
+__global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.threads,
+                                  kBounds<Op, vectors, sharing, flat, reading>.blocks)
     row_kernel(const __grid_constant__ typename Op::template Args<flat> args) {
   constexpr bool twice = reading == Reading::Twice, clustered = sharing == Sharing::Blocks;
   static_assert(!flat || !kIsShifted<reading>, "operands that lie differently do not all begin at 16 bytes");
   static_assert(reading != Reading::Kept || (flat && Op::kChunks.late == 0),
                 "release knows nothing of edges and of what the reduction does not need");
   using Index = std::conditional_t<twice, int64_t, int>;  // a row that fits registers has no 2^31 elements
-  const RowGroup<typename Op::Total, sharing, kMostThreadsOf<Op, vectors, sharing, reading>> group;
+  const RowGroup<typename Op::Total, sharing, kBounds<Op, vectors, sharing, flat, reading>.threads,
+                 reading == Reading::Folded>
+      group;
   const int64_t row = group.row();
   const bool active = sharing != Sharing::Lanes || row < args.rows;  // the others still take part in the reduction
   const Index dim = active ? args.dim : 0, thread = group.thread(), threads = group.size();
@@ -92,6 +109,12 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
   const Cut<Op, !flat, Index> cut(op.begin(), dim, from_begin);
   constexpr bool staged = clustered && !twice && Op::kChunks.late > 0;
   Tile<Op, vectors, sharing, reading, staged> tile;
+  const auto own = [&] {
+    if constexpr (reading == Reading::Folded)
+      return Folded<Index>(thread);
+    else
+      return Strided<Index>{thread, threads};
+  }();
 
   typename Op::Total total{};
   Edges<Op> edge;
@@ -105,12 +128,12 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
     op.open_rest(args, readable);
     add_edges();
     for (Index start = thread; start < cut.vectors; start += vectors * threads) {
-      tile.load(op, cut, start, threads);
+      tile.load(op, cut, Strided<Index>{start, threads});
       tile.prepare(op, cut);
       total = tile.reduce(op, total);
     }
   } else {
-    tile.load(op, cut, thread, threads);
+    tile.load(op, cut, own);
     if constexpr (clustered)
       if (threadIdx.x == 0 && row + args.ahead < args.rows) prefetch(Op(args, row + args.ahead), group, args.dim);
     // While the loads are on their way: these arguments are cold too. The branch, always taken, keeps them from being
@@ -124,9 +147,10 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
     add_edges();
     // The branch, always taken, keeps all loads before it: else some wait until others are summed, which saves
     // registers and costs time (dim 28672 with residual: 0.88 of the roof for 1.00). Few vectors need none (1 x 4096
-    // with residual: 1.50 us for 1.60).
-    if (vectors <= 3 || dim > 0) {
+    // with residual: 1.50 us for 1.60), and lanes of a row that there is not have to stay with the others.
+    if (vectors <= 3 || sharing == Sharing::Lanes || dim > 0) {
       tile.prepare(op, cut);
+      tile.survey(op);
       total = tile.reduce(op, total);
     }
     tile.stay_packed(op);
@@ -136,12 +160,14 @@ __global__ void __launch_bounds__(kMostThreadsOf<Op, vectors, sharing, reading>,
     // By all lanes, as shifted stores want it, whichever row of a warp has one vector more.
     const Index most = sharing == Sharing::Lanes ? args.dim / Op::kElements : cut.vectors;
     for (Index done = 0; done < most; done += vectors * threads) {
-      tile.load(op, cut, done + thread, threads);
+      const Strided<Index> next{done + thread, threads};
+      tile.load(op, cut, next);
       tile.prepare(op, cut);
-      tile.store(op, cut, done + thread, threads);
+      tile.survey(op);
+      tile.store(op, cut, next);
     }
   } else {
-    tile.store(op, cut, thread, threads);
+    tile.store(op, cut, own);
   }
   if constexpr (!flat)
     edge.each(op, cut, thread, threads, [&](const auto& held, Index i) {

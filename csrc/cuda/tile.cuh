@@ -14,6 +14,25 @@ constexpr bool kIsShifted = reading == Reading::Shifted || reading == Reading::T
 template <class Op, Sharing sharing, Reading reading>
 constexpr bool kFromBegin = cut_from_begin(sharing, Op::kChunks) && kIsShifted<reading>;
 
+// Which vectors of a row a thread has: every so many.
+template <class Index>
+struct Strided {
+  Index first, stride;
+  __device__ __forceinline__ Index operator()(int i) const { return first + i * stride; }
+};
+
+// Of a row that is folded: those of two threads, of a warp's lanes 16 apart or of one warp's halves where it has all,
+// and of each every so many. What they hold is added in the order in which the group would have added it.
+template <class Index>
+struct Folded {
+  Index first, other, stride;
+
+  explicit __device__ __forceinline__ Folded(Index thread)
+      : first(thread / 16 * 32 + thread % 16), other(min(blockDim.x, 16)), stride(2 * blockDim.x) {}
+
+  __device__ __forceinline__ Index operator()(int i) const { return first + i % 2 * other + i / 2 * stride; }
+};
+
 // The vectors of a row that one thread holds at a time. staged: what the reduction does not need waits in shared
 // memory, since its registers are worth another block on the multiprocessor; a warp reads only what it has copied there
 // itself, which takes no barrier of the block.
@@ -24,11 +43,11 @@ struct Tile {
   typename Op::template Held<N, kShifted, kFromBegin<Op, sharing, reading>> held[vectors];
 
   // All loads before the first use: what stands between two loads keeps the second one waiting.
-  template <class Cut, class Index>
-  __device__ __forceinline__ void load(const Op& op, const Cut& cut, Index start, Index stride) {
+  template <class Cut, class At>
+  __device__ __forceinline__ void load(const Op& op, const Cut& cut, At at) {
 #pragma unroll
     for (int i = 0; i < vectors; i++) {
-      Index vector = start + i * stride;
+      auto vector = at(i);
       if (vector < cut.vectors) {
         auto load = load_at(cut, vector);
         op.each(held[i], load);
@@ -37,7 +56,7 @@ struct Tile {
         op.each(held[i], [](auto& to, auto) { to.clear(); });
       }
       if constexpr (staged) {
-        Index of_warp = vector - lane_in_row();
+        auto of_warp = vector - lane_in_row();
         op.each_late(held[i], [&](auto& to, auto row) {
           to.start_copies(stage(i), cut.at(row, of_warp), cut.vectors - of_warp);
         });
@@ -47,9 +66,10 @@ struct Tile {
 
   template <class T>
   __device__ __forceinline__ T reduce(const Op& op, T total) const {
+    T of_other{};
 #pragma unroll
-    for (int i = 0; i < vectors; i++) total += op.term(held[i]);
-    return total;
+    for (int i = 0; i < vectors; i++) (reading == Reading::Folded && i % 2 ? of_other : total) += op.term(held[i]);
+    return reading == Reading::Folded ? total + of_other : total;
   }
 
   // What has been loaded, ready for use.
@@ -63,6 +83,11 @@ struct Tile {
     }
   }
 
+  // Of vectors that are going to be stored. By all lanes of the warp.
+  __device__ __forceinline__ void survey(Op& op) const {
+    if constexpr (Op::kChunks.in_bytes) op.survey(held);
+  }
+
   __device__ __forceinline__ void stay_packed(const Op& op) {
     if constexpr (!Op::kCombines) {
 #pragma unroll
@@ -74,33 +99,41 @@ struct Tile {
   }
 
   // By all lanes of the warp.
-  template <class Cut, class Index>
-  __device__ __forceinline__ void store(const Op& op, const Cut& cut, Index start, Index stride) {
+  template <class Cut, class At>
+  __device__ __forceinline__ void store(Op& op, const Cut& cut, At at) {
     if constexpr (staged) wait_for_copies();
+    if constexpr (Op::kChunks.in_bytes) op.scale_groups();
 #pragma unroll
     for (int i = 0; i < vectors; i++) {
-      Index vector = start + i * stride;
+      auto vector = at(i);
       if constexpr (staged) op.each_late(held[i], [&](auto& to, auto) { to.load_copies(stage(i)); });
-      op.template store<0>(held[i], store_at(cut, vector));
+      of_vector(op, i).template store<0>(held[i], store_at(cut, vector));
       if constexpr (kShifted) op.template store<1>(held[i], store_at(cut, vector));
     }
     // Shifted ones gain nothing from a pass of their own (dim 3001 0.942 of the roof either way).
     if constexpr (!kShifted) {
 #pragma unroll
-      for (int i = 0; i < vectors; i++) op.template store<1>(held[i], store_at(cut, start + i * stride));
+      for (int i = 0; i < vectors; i++) op.template store<1>(held[i], store_at(cut, at(i)));
     }
-    if constexpr (kKept) release(op, cut, start, stride);
+    if constexpr (kKept) release(op, cut, at);
   }
 
  private:
-  template <class Cut, class Index>
-  __device__ __forceinline__ void release(const Op& op, const Cut& cut, Index start, Index stride) {
+  template <class Cut, class At>
+  __device__ __forceinline__ void release(const Op& op, const Cut& cut, At at) {
 #pragma unroll
     for (int i = 0; i < vectors; i++) {
-      Index vector = start + i * stride;
+      auto vector = at(i);
       if (vector >= cut.vectors) continue;
       op.each(held[i], [&](auto& of, auto row) { of.release(cut.at(row, vector)); });
     }
+  }
+
+  static __device__ __forceinline__ decltype(auto) of_vector(const Op& op, int i) {
+    if constexpr (Op::kChunks.in_bytes)
+      return op.template of_vector<vectors>(i);
+    else
+      return (op);
   }
 
   // This warp's part.
