@@ -24,7 +24,8 @@ constexpr Listed<Operands, 1 + sizeof...(Members)> results(Tensor Operands<Tenso
   return {{first, others...}};
 }
 
-// Results of the list; nullptr: the operator is called in a way of its own.
+// Results of the list; nullptr: the operator is called in a way of its own. To be asked where the header of the
+// operator's family is included, which has it.
 template <auto op>
 constexpr auto kListed = nullptr;
 template <auto op>

@@ -15,9 +15,9 @@ constexpr Use kRead{false, true}, kReadLate{false, true, true}, kWritten{true, t
 constexpr Use kNumberRead{false, false}, kNumberWritten{true, false};
 
 // A list is a macro of rows: operand(use, name), and result(use, name, the operand that it is like: in shape, in the
-// order of its dimensions, and unless the operator has another one, in dtype). Made of it is list##Operands, an Each by
-// the name of every row, in that order. main: the operand of a call's shape and dtype, whose address decides how a row
-// is cut.
+// order of its dimensions, and unless the operator has another one, in dtype; a number a row is like its rows). Made of
+// it is list##Operands, an Each by the name of every row, in that order. main: the operand of a call's shape and dtype,
+// whose address decides how a row is cut.
 // clang-format off
 #define SRMSNORM_LIST(list, main_operand, options, backward, gated, rows) \
   template <class Each>                                                   \

@@ -69,7 +69,7 @@ def check_compiles(program, tmp_path):
 
 
 TABLE = """
-#include "{csrc}/cuda/instances.h"
+#include "{csrc}/cuda/call.h"
 using namespace srmsnorm;
 // By threads of a row, vectors, cluster, and whether it is read twice or shifted.
 constexpr LaunchPlan plan(int threads, int vectors, int cluster, bool twice, bool shifted) {{
@@ -103,6 +103,22 @@ static_assert(!exists(plan(8, 4, 1, false, false), Reading::Once, bytes));
 static_assert(!exists(plan(128, 4, 1, false, false), Reading::Folded, one));
 static_assert(!exists(plan(128, 4, 1, false, false), Reading::Folded, chunks_in_bytes(two)));
 static_assert(!exists(plan(128, 8, 1, false, false), Reading::Folded, bytes));
+static_assert(every_folded_row_has_an_instance(bytes) && every_folded_row_has_an_instance(with_few_instances(one)));
+// Lanes of a group stay together: 16 of them where a row is folded.
+constexpr Threads threads(int of_row, int vectors, int elements, int group) {{
+  QuantizedArgs call{{}};
+  call.quantization.group = group;
+  auto row = plan(of_row, vectors, 1, false, false);
+  row.vector_elements = elements;
+  return fewer_threads(call, row);
+}}
+constexpr bool is(Threads threads, int of_row, int vectors) {{
+  return threads.of_row == of_row && threads.vectors == vectors;
+}}
+static_assert(is(threads(32, 1, 8, 0), 8, 4) && is(threads(32, 1, 8, 64), 8, 4) && is(threads(32, 1, 8, 128), 16, 2));
+static_assert(is(threads(64, 2, 8, 128), 32, 4) && is(threads(64, 2, 4, 64), 32, 4));
+static_assert(is(threads(64, 2, 4, 128), 0, 0) && is(threads(16, 1, 8, 128), 0, 0));
+static_assert(is(threads(96, 2, 8, 0), 0, 0) && is(threads(256, 4, 8, 0), 0, 0));
 // What has no instance of its own is read as rows that may lie anywhere.
 constexpr LaunchPlan warps = general_plan({{8, 128, 1, 4, 1, false, true, true}}, gated);
 constexpr LaunchPlan blocks = general_plan({{8, 128, 1, 4, 16, false, false, true}}, gated);

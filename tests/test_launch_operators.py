@@ -129,8 +129,9 @@ def test_few_threads_where_little_is_written(operator):
 
 
 def test_fewer_blocks_where_bytes_are_written():
-    """Half of the norm's blocks, where they are many, with twice the threads: the same threads in the same order."""
-    for dim, blocks in ((20_480, 4), (32_768, 4), (65_536, 8), (131_072, 8), (262_144, 8)):
+    """Half of the norm's blocks, where they are many and of a power of two of threads, with twice the threads: the same
+    ones in the same order."""
+    for dim, blocks in ((20_480, 4), (32_768, 4), (40_960, 8), (49_152, 8), (65_536, 8), (131_072, 8), (262_144, 8)):
         norm, found = plan("srms_norm", dim), plan("srms_norm_quantized", dim)
         assert found["cluster"] == blocks and found["vectors"] == norm["vectors"]
         assert found["threads_per_row"] * blocks == norm["threads_per_row"] * norm["cluster"]

@@ -266,6 +266,15 @@ def test_wide_rows(device, kind, dim):
     check_all(kind, (2, dim), device, some=1 if device == "cuda" else 4)
 
 
+@pytest.mark.parametrize("dim", [20_480, 40_960, 49_152, 65_536])
+@pytest.mark.parametrize("kind", [Kind(BFLOAT), Kind(FLOAT)], ids=str)
+def test_rows_of_many_blocks(cuda, kind, dim):
+    """So many that a sum in another order than the norm's would show in one of them."""
+    input, _ = samples.forward(kind, (256, dim), cuda)
+    for options in ({}, {"group_size": 128}):
+        check(input, None, FP8, options)
+
+
 @pytest.mark.parametrize("layout", [*samples.READABLE, *samples.COPIED], ids=lambda f: f.__name__)
 @EVERY
 def test_layouts(device, kind, layout):

@@ -28,7 +28,7 @@ SECOND_ROUNDINGS = 20
 
 # A sigmoid, s = 1 / (1 + exp(-g)), in units of u of the accumulation type: exp errs by 2 ulp, of which s takes the
 # share 1 - s; the addition rounds, the division errs by an ulp, and where it is exp(g) times a quotient the product
-# rounds. Where the result has 16 bits exp may err by 1.2 |g| ulp more, as CUDA's __expf does, and the division by 2.
+# rounds. Where the result has 16 bits, exp may err by 1.2 |g| ulp more and the division by 2: the GPU's own.
 EXP_ROUNDINGS = 4
 FAST_EXP_ROUNDINGS = 2.4
 QUOTIENT_ROUNDINGS = 4

@@ -150,19 +150,21 @@ constexpr int elements_together(const Call&) {
   return 0;
 }
 
-// A row of such a call with fewer threads, of which each holds what two or four of the plan's would. They are threads
-// whose sums the group adds first, so that no bit depends on it. H100, of the roof: fp8 64 0.98 for 0.83, 128 0.99 for
-// 0.83, 256 1.00 for 0.83; rstd 64 0.95 for 0.90, 128 0.96 for 0.92, 256 0.98 for 0.93. H200, with four vectors for
-// two: fp8 1024 0.95 for 0.89, 4096 0.94 for 0.87; rstd 1024 1.01 for 0.80.
+// A row of such a call with fewer threads, of which each holds what two or four of the plan's would. These are threads
+// whose sums the plan's would add first, so that no bit depends on it. H100, of the roof: fp8 64 0.98 for 0.83, 128
+// 0.99 for 0.83, 256 1.00 for 0.83; rstd 64 0.95 for 0.90, 128 0.96 for 0.92, 256 0.98 for 0.93. H200, with four
+// vectors for two: fp8 1024 0.93 for 0.87, 4096 0.97 for 0.86; rstd 1024 0.99 for 0.80.
 struct Threads {
-  int of_row, vectors;  // none: as the plan has it
+  int of_row, vectors;  // 0: as the plan has it
   bool folded;          // as Reading::Folded
 };
 
+constexpr Threads kQuarterOfAWarp{8, 4, true};
+
 constexpr Threads half_the_threads(const LaunchPlan& plan) {
-  int lanes = plan.threads_per_row;
-  if (plan.vectors == 1 && lanes > 1) return {lanes / 2, 2, false};
-  if (plan.vectors == 2 && (lanes == 32 || lanes % 64 == 0)) return {lanes / 2, 4, true};
+  int threads = plan.threads_per_row;
+  if (plan.vectors == 1 && threads > 1) return {threads / 2, 2, false};
+  if (plan.vectors == 2 && (threads == 32 || threads % 64 == 0)) return {threads / 2, 4, true};
   return {};
 }
 
@@ -172,8 +174,8 @@ constexpr Threads fewer_threads(const Call& call, const LaunchPlan& plan) {
   auto together = [&](Threads threads) {
     return std::min(threads.of_row, threads.folded ? 16 : 32) * plan.vector_elements >= elements_together(call);
   };
-  Threads quarter{8, 4, true}, half = half_the_threads(plan);
-  if (plan.vectors == 1 && plan.threads_per_row == 32 && together(quarter)) return quarter;
+  auto half = half_the_threads(plan);
+  if (plan.vectors == 1 && plan.threads_per_row == 32 && together(kQuarterOfAWarp)) return kQuarterOfAWarp;
   return together(half) ? half : Threads{};
 }
 
@@ -184,12 +186,30 @@ constexpr LaunchPlan with_threads(LaunchPlan plan, const Threads& threads) {
   return plan;
 }
 
-// A row of bytes that many blocks share over half of them, which are its threads in the same order, so that no bit
-// depends on it: what each thread adds up of the others is much beside what little it moves. fp8 65536 0.96 for 0.93,
-// groups 0.88 for 0.84, 131072 0.93 for 0.91; H200, 32768 0.78 for 0.76, 65536 0.77 for 0.70, 131072 0.73 for 0.71.
+// Whether every row that may be folded has an instance, and no more threads than it allows.
+constexpr bool every_folded_row_has_an_instance(Chunks chunks) {
+  if (!includes(Of::Little, chunks)) return true;
+  auto fits = [&](const LaunchPlan& plan, Threads threads) {
+    auto reading = threads.folded ? Reading::Folded : Reading::Once;
+    return plan.twice || !threads.vectors ||
+           (has_instance(with_threads(plan, threads), reading, true, chunks) &&
+            (!threads.folded || threads.of_row <= kMostFoldedThreads));
+  };
+  for (int64_t elements = 1; elements < 1 << 20; elements += std::max<int64_t>(1, elements / 16)) {
+    auto plan = plan_launch(elements, /*element_size=*/8, chunks, Alignment::Whole, Gpu());
+    if (!fits(plan, half_the_threads(plan)) || !fits(plan, kQuarterOfAWarp)) return false;
+  }
+  return true;
+}
+
+// A row of bytes that many blocks share over half of them, as what each thread adds up of the others is much beside
+// what little it moves. Of powers of two of threads, which are added in the same order then, so that no bit depends on
+// it. fp8 65536 0.96 for 0.93, groups 0.88 for 0.84, 131072 0.93 for 0.91; H200, 32768 0.78 for 0.76, 65536 0.77 for
+// 0.70, 131072 0.73 for 0.71.
 constexpr LaunchPlan over_fewer_blocks(LaunchPlan plan, Chunks chunks) {
-  if (plan.cluster < 8 || plan.twice || 2 * plan.threads_per_row > max_cluster_threads(chunks, plan.vectors))
-    return plan;
+  bool even = (plan.threads_per_row & (plan.threads_per_row - 1)) == 0;
+  bool fits = 2 * plan.threads_per_row <= max_cluster_threads(chunks, plan.vectors);
+  if (plan.cluster < 8 || plan.twice || !even || !fits) return plan;
   plan.cluster /= 2;
   plan.threads_per_row *= 2;
   return plan;

@@ -34,8 +34,8 @@ __device__ __forceinline__ Sigmoid<float> sigmoid(float g) {
   return g > 0 ? Sigmoid<float>{p, e * p} : Sigmoid<float>{e * p, p};
 }
 
-// By the hardware's approximations alone, as 2 ulp of float are nothing in 16 bits. Where e overflows, below -88.7, it
-// is 0, as in torch.sigmoid.
+// By the hardware's approximations alone, as 2 ulp of float are nothing in 16 bits. Below -87.3, where it would be
+// subnormal, it is 0.
 template <class Rounded>
   requires kIs16Bit<Rounded>
 __device__ __forceinline__ Sigmoid<float> sigmoid(float g) {

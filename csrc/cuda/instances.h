@@ -6,8 +6,8 @@
 namespace srmsnorm {
 
 // How a row is read: into registers, all operands cut as the main one is; the same, and kept in the L2 until the row is
-// written; the same by fewer threads, each of which holds what several would and adds in their order; into registers,
-// operands lying anywhere; or once for the reduction and again for the result, lying anywhere.
+// written; as the first, by fewer threads, each of which holds what several would and adds in their order; into
+// registers, operands lying anywhere; or once for the reduction and again for the result, lying anywhere.
 enum class Reading { Once, Kept, Folded, Shifted, Twice };
 
 constexpr Reading reading_of(const LaunchPlan& plan) {

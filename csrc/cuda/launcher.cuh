@@ -98,7 +98,7 @@ cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& 
 // row: of the table of hints; the tuner asks for others.
 template <class Op>
 cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, const GpuClass& row, cudaStream_t stream) {
-  static_assert(every_plan_has_an_instance(Op::kChunks));
+  static_assert(every_plan_has_an_instance(Op::kChunks) && every_folded_row_has_an_instance(Op::kChunks));
   auto [plan, flat, folded, hints] = choose_launch(call, traits_of<Op>(), gpu, row);
   auto shared = shared_bytes<Op>(plan, call.space.dim, hints.apart, gpu);
   auto launched = [&, &plan = plan](auto kernel, const auto& args) {

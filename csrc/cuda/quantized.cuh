@@ -79,13 +79,15 @@ struct Bytes {
     scale = scale_of(rounded(total.largest * r));
   }
 
-  // Of a thread's vectors. Their groups' lanes are at least as many as they are, so that each makes the scale of one.
+  // The largest of a group for each of a thread's vectors, of which the lane keeps one: a group has at least as many
+  // lanes as a thread has vectors, so that each makes the scale of one.
   template <class Held, int vectors>
   __device__ __forceinline__ void survey(const Held (&held)[vectors]) {
+    constexpr int N = Source::kElements;
+    static_assert(power_of_two_from(vectors) <= 64 / N);
     if (how.group == 0) return;
 #pragma unroll
     for (int i = 0; i < vectors; i++) {
-      constexpr int N = Source::kElements;
       auto largest = [&] {
         if constexpr (kSums)
           return largest_of_group<N>(largest_of(held[i].h), how.group);

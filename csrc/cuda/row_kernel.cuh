@@ -20,7 +20,7 @@
 //   finish(total, args)         the row's scalars
 //   store<pass>(held, f)        f(vector, pointer to its row) for every result of pass 0 or 1
 //   store_row(args, row index)  what there is once a row
-// and of quantised rows, whose groups are of several lanes:
+// and of bytes, whose groups are of several lanes:
 //   survey(held vectors)        what of all of a thread's vectors is asked before the row's scalars are known
 //   scale_groups()              what is made of it when they are
 //   of_vector<count>(i)         itself, as it stores the i-th of them

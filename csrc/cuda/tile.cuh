@@ -21,8 +21,9 @@ struct Strided {
   __device__ __forceinline__ Index operator()(int i) const { return first + i * stride; }
 };
 
-// Of a row that is folded: those of two threads, of a warp's lanes 16 apart or of one warp's halves where it has all,
-// and of each every so many. What they hold is added in the order in which the group would have added it.
+// Of a row that is folded, so that what a thread adds is what threads of the plan would add first. Of 8 threads, thread
+// 3 has vectors 3, 11, 19 and 27, as four of 32 lanes would; of 16, 3, 19, 35 and 51, as lanes 3 and 19; of 32 and
+// more, where t is the number of the plan's threads, 3, 19, 3 + t and 19 + t, and thread 16 begins at 32.
 template <class Index>
 struct Folded {
   Index first, other, stride;

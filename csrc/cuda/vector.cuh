@@ -5,8 +5,8 @@
 
 namespace srmsnorm {
 
-// Where a vector stands among those of its row. Neighbouring lanes have neighbouring ones; a run: those of a warp's
-// lanes that share the row.
+// Where a vector stands among those of its row. Neighbouring lanes have neighbouring ones, but for lanes 15 and 16
+// where a row is folded; a run: those of a warp's lanes that share the row.
 template <class Index>
 struct Place {
   Index left;  // vectors of the row from this one on; none or fewer: the row does not have it
