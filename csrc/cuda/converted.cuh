@@ -44,23 +44,21 @@ __device__ __forceinline__ void* row_of(const Offset& offset, const Args& args, 
 
 // The epilogue that writes y in any dtype. Where a scale is given, what has been reduced is not used.
 template <class Source>
-struct Converted {
+struct Converted : SumBeside<Source, Source::Operands::kCount + 1> {
   using Accumulator = typename Source::Accumulator;
   using Total = Accumulator;
-  using Residual = typename Source::Residual;
   using Call = typename Source::Call;
   using Operands = join<typename Source::Operands, OperandList<&Call::output>, typename Source::Sum,
                         OperandList<&Call::rstd, &Call::scale, &Call::factor>>;
   template <class Args>
   using OwnArgs = ConvertedArgs<Args>;
   static constexpr bool kAnyAbsent = true;
-  static constexpr int kOutput = Source::Operands::kCount, kSum = kOutput + 1, kRstd = Operands::index(&Call::rstd),
-                       kScale = kRstd + 1, kFactor = kRstd + 2;
+  static constexpr int kOutput = Source::Operands::kCount, kRstd = Operands::index(&Call::rstd), kScale = kRstd + 1,
+                       kFactor = kRstd + 2;
 
   void* output;
-  Residual* sum;
   DType dtype;
-  bool writes_output, streams, writes_sum = false, scales = false;
+  bool writes_output, streams, scales = false;
   Accumulator scale, factor = 1;
 
   template <int N>
@@ -81,10 +79,7 @@ struct Converted {
     streams = args.streams;
     output = row_of(offset, args, kOutput, dtype);
     writes_output = args.of(kOutput).data;
-    if constexpr (Source::kResidual) {
-      sum = offset.template in<Residual>(args, kSum);
-      writes_sum = args.of(kSum).data;
-    }
+    this->open_sum(offset, args);
     if (args.of(kScale).data) {
       scales = true;
       scale = *offset.template in<const Accumulator>(args, kScale);
@@ -95,11 +90,7 @@ struct Converted {
   template <int pass, int N, class Finish, class F>
   __device__ __forceinline__ void store_rows(const Accumulator (&h)[N], Accumulator r, Finish finish, F f) const {
     if constexpr (pass == 0) {
-      if constexpr (Source::kResidual) {
-        Vector<Residual, N> out;
-        out.set(h);
-        if (writes_sum) f(out, sum);
-      }
+      this->store_sum(h, f);
       Accumulator y[N];
 #pragma unroll
       for (int i = 0; i < N; i++) y[i] = h[i] * r * factor;

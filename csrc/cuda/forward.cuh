@@ -14,6 +14,31 @@ __device__ __forceinline__ float reciprocal_root(float x) {
   return isfinite(error) ? fmaf(.5f * r, error, r) : r;
 }
 
+// What an epilogue has of the sum, which is written beside a residual. index: of the operand.
+template <class Source, int index>
+struct SumBeside {
+  using Residual = typename Source::Residual;
+  Residual* sum;
+  bool writes_sum = false;
+
+  template <class Offset, class Args>
+  __device__ __forceinline__ void open_sum(const Offset& offset, const Args& args) {
+    if constexpr (Source::kResidual) {
+      sum = offset.template in<Residual>(args, index);
+      writes_sum = args.of(index).data;
+    }
+  }
+
+  template <class Accumulator, int N, class F>
+  __device__ __forceinline__ void store_sum(const Accumulator (&h)[N], F f) const {
+    if constexpr (Source::kResidual) {
+      Vector<Residual, N> out;
+      out.set(h);
+      if (writes_sum) f(out, sum);
+    }
+  }
+};
+
 // The epilogue that writes y, and beside a residual the sum. What an epilogue says:
 //   Operands                     all of the call's, the source's first
 //   Total, term(h)               what a row is reduced to, and a vector's part of it
@@ -22,21 +47,18 @@ __device__ __forceinline__ float reciprocal_root(float x) {
 //   open_rest, store_rows        as an Op's
 //   OwnArgs<Args>                what a kernel is handed for it
 template <class Source, class Output = typename Source::Element>
-struct Normalized {
+struct Normalized : SumBeside<Source, Source::Operands::kCount + 1> {
   using Accumulator = typename Source::Accumulator;
   using Total = Accumulator;
-  using Residual = typename Source::Residual;
   using Call = typename Source::Call;
   using Operands =
       join<typename Source::Operands, OperandList<&Call::output>, typename Source::Sum, OperandList<&Call::rstd>>;
-  static constexpr int kOutput = Source::Operands::kCount, kSum = kOutput + 1, kRstd = Operands::index(&Call::rstd);
+  static constexpr int kOutput = Source::Operands::kCount, kRstd = Operands::index(&Call::rstd);
 
   template <class Args>
   using OwnArgs = Args;
 
   Output* output;
-  Residual* sum;
-  bool writes_sum = false;
 
   template <int N>
   static __device__ __forceinline__ Total term(const Accumulator (&h)[N]) {
@@ -50,21 +72,14 @@ struct Normalized {
   __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
     RowOffsets<Args, kOutput, kRstd> offset(args, row);
     output = offset.template in<Output>(args, kOutput);
-    if constexpr (Source::kResidual) {
-      sum = offset.template in<Residual>(args, kSum);
-      writes_sum = args.of(kSum).data;
-    }
+    this->open_sum(offset, args);
   }
 
   // In one pass: with the sum in one and y in another, dim 262144 took 5 % longer.
   template <int pass, int N, class Finish, class F>
   __device__ __forceinline__ void store_rows(const Accumulator (&h)[N], Accumulator r, Finish finish, F f) const {
     if constexpr (pass == 0) {
-      if constexpr (Source::kResidual) {
-        Vector<Residual, N> out;
-        out.set(h);
-        if (writes_sum) f(out, sum);
-      }
+      this->store_sum(h, f);
       Accumulator y[N];
 #pragma unroll
       for (int i = 0; i < N; i++) y[i] = h[i] * r;

@@ -30,27 +30,25 @@ __device__ __forceinline__ Magnitude<T> largest_of_group(Magnitude<T> largest, i
 }
 
 template <class Source>
-struct Bytes {
+struct Bytes : SumBeside<Source, Source::Operands::kCount + 1> {
   using T = typename Source::Element;
-  using Residual = typename Source::Residual;
   using Call = typename Source::Call;
   using Total = SumAndLargest<float>;
   using Operands = join<typename Source::Operands, OperandList<&Call::output>, typename Source::Sum,
                         OperandList<&Call::scale, &Call::given>>;
   template <class Args>
   using OwnArgs = Args;
-  static constexpr int kOutput = Source::Operands::kCount, kSum = kOutput + 1, kScale = Operands::index(&Call::scale);
+  static constexpr int kOutput = Source::Operands::kCount, kScale = Operands::index(&Call::scale);
 
   using Scale = Divisor<T>;  // of y, which a given scale's inverse multiplies instead
   static constexpr bool kSums = Source::kResidual || !kIs16Bit<T>;  // h is not the input's own 16 bits
 
   Quantization how;
   uint8_t* output;
-  Residual* sum;
   float* scales;
   Scale scale;  // the row's; where groups have one, that of a vector that this lane makes it for
   Magnitude<std::conditional_t<kSums, float, T>> largest_in_group;
-  bool writes_sum = false, aligned;  // aligned: bytes of a vector lie at a multiple of their number
+  bool aligned;  // bytes of a vector lie at a multiple of their number
 
   // Whether the row has a scale that is made of it.
   __device__ __forceinline__ bool of_whole_row() const { return !how.given && how.group == 0; }
@@ -103,10 +101,7 @@ struct Bytes {
     RowOffsets<Args, kOutput, Operands::kCount> offset(args, row);
     output = offset.template in<uint8_t>(args, kOutput);
     scales = offset.template in<float>(args, kScale);
-    if constexpr (Source::kResidual) {
-      sum = offset.template in<Residual>(args, kSum);
-      writes_sum = args.of(kSum).data;
-    }
+    this->open_sum(offset, args);
     aligned = Args::kFlat;
     if (how.given) {
       float value = args.of(kScale + 1).data ? *offset.template in<const float>(args, kScale + 1) : how.value;
@@ -142,11 +137,7 @@ struct Bytes {
   template <int pass, int N, class Finish, class F>
   __device__ __forceinline__ void store_rows(const float (&h)[N], float r, Finish, F f) const {
     if constexpr (pass == 0) {
-      if constexpr (Source::kResidual) {
-        Vector<Residual, N> out;
-        out.set(h);
-        if (writes_sum) f(out, sum);
-      }
+      this->store_sum(h, f);
       float y[N];
 #pragma unroll
       for (int i = 0; i < N; i++) y[i] = h[i] * r;
