@@ -6,15 +6,13 @@
 
 namespace srmsnorm {
 
-// h = input, unless for_reduction is another one; what is made of y, for_result says.
+// h = input, unless for_reduction makes something of it. combine, for_result and what they need are to be added.
 template <class T, class G, template <class> class List>
 struct SourceBeside {
-  template <class Args>
-  using OwnArgs = Args;
   using Element = T;
   using Accumulator = accumulate_t<T>;
   using Residual = T;
-  static constexpr bool kResidual = false, kCombines = false;
+  static constexpr bool kResidual = false;
   static constexpr int kElements = 16 / sizeof(T), kBesideSize = sizeof(G);
   static constexpr Chunks kChunks = chunks_of(List<int>{.input = sizeof(T), .gate = sizeof(G)});
   using Call = CallArgs<List>;
@@ -44,9 +42,6 @@ struct SourceBeside {
     f(held.input, input);
     f(held.gate, gate);
   }
-
-  template <class Held>
-  __device__ __forceinline__ void combine(Held&) const {}
 
   template <int N, bool shifted, bool first, class F>
   __device__ __forceinline__ auto for_reduction(const Held<N, shifted, first>& held, F f) const {

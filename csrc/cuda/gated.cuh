@@ -107,13 +107,13 @@ struct GatedSource : SourceBeside<T, G, GatedForwardOperands> {
 
   template <int N, bool shifted, bool first, class F>
   __device__ __forceinline__ auto for_reduction(const Held<N, shifted, first>& held, F f) const {
-    Accumulator h[N];
-    held.input.widened(h);
-    if (!gating.norm_first) {
+    return Base::for_reduction(held, [&](auto& h) {
+      if (!gating.norm_first) {
 #pragma unroll
-      for (int i = 0; i < N; i++) h[i] *= held.a[i];
-    }
-    return f(h);
+        for (int i = 0; i < N; i++) h[i] *= held.a[i];
+      }
+      return f(h);
+    });
   }
 
   template <class Held, class F>
