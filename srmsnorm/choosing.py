@@ -1,4 +1,5 @@
-"""Operator or formula: the table that ``inline_under_compile("auto")`` asks for each call of a compiled graph.
+"""Operator or formula: the table that ``inline_under_compile("auto")`` asks for each call of a compiled graph, and the
+one of ``inline_under_compile(True)``, which has one answer.
 
 The first row whose condition holds decides. A measurement is a model's tokens a second relative to the same model with
 ``F.rms_norm`` (above 1 is faster), bf16, 4 x 2048 tokens of 2048 features, heads of 128, on an H100. One compilation
@@ -112,16 +113,20 @@ TABLE: tuple[Row, ...] = (
     ),
 )
 
+EVERYWHERE = (Row("asked for", lambda call: True, "formula", "by inline_under_compile(True)"),)
 
 _tables: dict[str, tuple[Row, ...]] = {}  # by the name that graphs know them by
 
 
 def use(table: Iterable[Row]) -> None:
     """Another table, for what is compiled from now on under "auto"; to measure one against the other."""
-    rows = tuple(table)
+    inlining.table = _known(tuple(table))
+
+
+def _known(rows: tuple[Row, ...]) -> str:
     name = _name(rows)
     _tables[name] = rows
-    inlining.table = name
+    return name
 
 
 def choose(call: Call, table: str) -> tuple[Answer, str]:
@@ -150,7 +155,8 @@ def _code(code: CodeType) -> tuple[Any, ...]:
 try:
     from . import undecided as undecided  # the operators of graphs that ask
 
-    torch.compiler._is_exporting_flag  # noqa: B018  what is_left_open reads
+    torch.compiler._is_exporting_flag  # noqa: B018  what inlining.asked reads
+    inlining.everywhere = _known(EVERYWHERE)
     use(TABLE)
 except (ImportError, AttributeError, LookupError, TypeError, RuntimeError, OSError) as _error:
     inlining.warn_of(_error)

@@ -87,9 +87,8 @@ def srms_norm(
     if _is_compiling() or (
         has_torch_function_unary(input) if residual is None else has_torch_function((input, residual))
     ):
-        if _is_compiling() and inlining.is_left_open():
-            asked = torch.ops.srmsnorm_auto.srms_norm.default
-            return asked(input, residual, eps=eps, dtype=name, table=inlining.table)
+        if _is_compiling() and (table := inlining.asked()):
+            return torch.ops.srmsnorm_auto.srms_norm.default(input, residual, eps=eps, dtype=name, table=table)
         y = _srms_norm(input, residual, eps=eps, dtype=name)
         inlines = _is_compiling() and inlining.wanted()
         return reference.srms_norm(input, residual, eps=eps, dtype=dtype) if inlines else y
@@ -115,9 +114,8 @@ def add_srms_norm(
     """
     name = None if dtype is None else _name(dtype)
     if _is_compiling() or has_torch_function((input, residual)):
-        if _is_compiling() and inlining.is_left_open():
-            asked = torch.ops.srmsnorm_auto.add_srms_norm.default
-            return asked(input, residual, eps=eps, dtype=name, table=inlining.table)
+        if _is_compiling() and (table := inlining.asked()):
+            return torch.ops.srmsnorm_auto.add_srms_norm.default(input, residual, eps=eps, dtype=name, table=table)
         both = _add_srms_norm(input, residual, eps=eps, dtype=name)
         inlines = _is_compiling() and inlining.wanted()
         return reference.add_srms_norm(input, residual, eps=eps, dtype=dtype) if inlines else both

@@ -10,8 +10,10 @@ __all__ = ["inline_under_compile"]
 
 Choice = bool | Literal["auto"]
 
-enabled: Choice = False  # read while tracing, and guarded: code compiled under another choice is not reused
-table = ""  # likewise; of the reasons under "auto" (choosing.py), the name; "" where the operator is kept all the same
+# Read while tracing, and guarded: code compiled under another choice or table is not reused.
+enabled: Choice = False
+table = ""  # the name of the table of reasons under "auto" (choosing.py); "" where the operator is kept all the same
+everywhere = ""  # of the table under True, which answers formula everywhere; "" where the formula is traced instead
 
 
 def wanted() -> bool:
@@ -19,10 +21,12 @@ def wanted() -> bool:
     return enabled is True or torch.onnx.is_in_onnx_export()
 
 
-def is_left_open() -> bool:
-    """Whether a call that is traced becomes operator or formula only in its graph. Programs that are exported are for
-    any compiler, and hold the operator. In code that Dynamo of torch 2.11 traces, is_exporting() is always True."""
-    return enabled == "auto" and table != "" and not torch.compiler._is_exporting_flag
+def asked() -> str:
+    """The table by which a call that is traced becomes operator or formula in its graph; "" where that is said at
+    once: programs that are exported are for any compiler. In code that Dynamo of torch 2.11 traces, is_exporting() is
+    always True."""
+    name = table if enabled == "auto" else everywhere if enabled else ""
+    return "" if name == "" or torch.compiler._is_exporting_flag else name
 
 
 class inline_under_compile:
@@ -30,9 +34,11 @@ class inline_under_compile:
 
     By default compiled code calls the operator, and so gives the bits that eager code gives. With this, calls of
     :func:`srmsnorm.srms_norm`, :func:`srmsnorm.add_srms_norm`, :func:`srmsnorm.gated_srms_norm`, :func:`srmsnorm.rstd`,
-    the quantised kin and of the modules that ``torch.compile`` or ``torch.export`` traces become
-    :mod:`srmsnorm.reference`. The guarantees *same row, same bits* and *accuracy*, and what backward keeps, are the
-    compiler's then. Inputs are checked all the same; eager calls and those in place stay as they are.
+    the quantised kin and of the modules that ``torch.compile`` or ``torch.export`` traces become the formula. The
+    guarantees *same row, same bits* and *accuracy* are the compiler's then. Of :func:`srmsnorm.srms_norm`,
+    :func:`srmsnorm.add_srms_norm` and their module under Inductor, backward still keeps y and rstd, and has a formula
+    of its own; everything else is a trace of :mod:`srmsnorm.reference`, and what is kept is the compiler's choice.
+    Inputs are checked all the same; eager calls and those in place stay as they are.
 
     A statement for the rest of the process, or a context around calls of the compiled function::
 
@@ -60,7 +66,7 @@ class inline_under_compile:
         global enabled
         if not (type(enable) is bool or (type(enable) is str and enable == "auto")):
             raise ValueError(f"srmsnorm: enable must be True, False or 'auto', got {enable!r}")
-        if enable == "auto":
+        if enable is not False:
             _prepare()
         self._enable = enable
         self._before = [enabled]  # one for each entry; the first is made here
@@ -91,7 +97,7 @@ def _prepare() -> None:
 def warn_of(error: Exception) -> None:
     """Where PyTorch's internals have moved."""
     warnings.warn(
-        f'srmsnorm: inline_under_compile("auto") keeps the operator, as torch {torch.__version__} is not what it knows '
-        f"({type(error).__name__}: {error})",
+        'srmsnorm: inline_under_compile("auto") keeps the operator, and (True) leaves to the compiler what backward '
+        f"keeps, as torch {torch.__version__} is not what it knows ({type(error).__name__}: {error})",
         stacklevel=2,
     )

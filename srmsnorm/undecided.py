@@ -1,4 +1,5 @@
-"""What a compiler sees under ``inline_under_compile("auto")``: calls of which nobody has said yet what they become.
+"""What a compiler sees under ``inline_under_compile("auto")`` or ``(True)``: calls of which nobody has said yet what
+they become.
 
 Dynamo's graph holds ``srmsnorm_auto.*``, which are the public operators with the name of a table of reasons beside the
 arguments. Autograd takes them apart, so that derivatives, vmap and what backward keeps are those of the operators; and
@@ -6,7 +7,8 @@ where a call, or the backward of such a call, arrives in the graph that is trace
 in ``srmsnorm_undecided.*``. ``replacing`` decides, once Inductor has parted forward from backward. The graphs differ
 from those of the operators in these names, and so do the keys of every cache of compiled code.
 
-Where nobody decides, a twin computes what its operator does.
+Where nobody decides, a twin computes what its operator does. Under True, where the compiler is not Inductor, a call is
+the formula at once.
 """
 
 import operator
@@ -16,9 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_slot
 
-from . import _dead_gradients, _library  # noqa: F401  the operators
+from . import _dead_gradients, _library, inlining, reference  # noqa: F401  the operators
 
 __all__ = ["TWINS"]
 
@@ -41,9 +44,12 @@ def _schema(name: str) -> str:
 
 
 def _asking(name: str) -> Callable[..., Any]:
-    function = getattr(_ops, name).default
+    function, formula = getattr(_ops, name).default, getattr(reference, name)
 
     def call(*args: Any, table: str, **kwargs: Any) -> Any:
+        if table == inlining.everywhere and not _is_inductors():
+            function(*args, **kwargs)  # checks the arguments; nobody uses the result, and a compiler drops it
+            return formula(*args, eps=kwargs.get("eps"), dtype=_dtype(kwargs.get("dtype")))
         before = getattr(_asked, "table", None)
         _asked.table = table
         try:
@@ -52,6 +58,20 @@ def _asking(name: str) -> Callable[..., Any]:
             _asked.table = before
 
     return call
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return None if name is None else getattr(torch, name)
+
+
+def _is_inductors() -> bool:
+    """Whether Inductor makes the graph that is traced, and knows what to do with the calls in it."""
+    virtualized = sys.modules.get("torch._inductor.virtualized")
+    if virtualized is None or not isinstance(virtualized.V.get_fake_mode(), FakeTensorMode):
+        return False
+    from . import replacing  # not before Inductor itself is here
+
+    return replacing.is_registered()
 
 
 def _computing(name: str) -> Callable[..., Any]:

@@ -13,7 +13,8 @@ from torch._inductor.virtualized import V
 
 
 def backend(before, after):
-    """Keeps each graph as autograd leaves it and as Inductor's last passes do, and runs the latter."""
+    """Keeps each graph as autograd leaves it and as Inductor's last passes do, and runs the latter. Autograd runs where
+    Inductor would run it."""
 
     def keep(graph, inputs, is_inference=False):
         before.append(str(graph.graph))
@@ -23,13 +24,19 @@ def backend(before, after):
         after.append(graph.graph)
         return make_boxed_func(graph)
 
-    return aot_autograd(
+    parted = aot_autograd(
         fw_compiler=keep,
         bw_compiler=keep,
         inference_compiler=partial(keep, is_inference=True),
         partition_fn=min_cut_rematerialization_partition,
         decompositions=select_decomp_table(),
     )
+
+    def compiled(graph, inputs):
+        with V.set_fake_mode(detect_fake_mode(inputs)):
+            return parted(graph, inputs)
+
+    return compiled
 
 
 def decided(function, **options):

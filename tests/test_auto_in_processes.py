@@ -35,6 +35,7 @@ def test_caches_on_disk(tmp_path):
 
     assert found([(2, "auto"), (3, False)]) == [[False, 0], [True, 0]]
     assert found([(2, False), (3, "auto"), (2, "auto"), (3, False)]) == [[True, 0], [False, 0], [False, 1], [True, 1]]
+    assert found([(2, True), (3, True), (2, True), (3, False)]) == [[False, 0], [False, 0], [False, 1], [True, 1]]
 
 
 LAZY = """

@@ -18,7 +18,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import srmsnorm
-from srmsnorm import choosing, replacing
+from srmsnorm import choosing, reference, replacing
 
 EPS = 1e-3
 LONG, SHORT = (6, 512), (6, 64)  # of which training makes the formula, and the operator
@@ -112,10 +112,13 @@ def test_dead_gradients(table, dead):
     assert ours(after[0])[-1] == f"srmsnorm._srms_norm_backward_{('residual', 'input')[dead]}.default"
 
 
-def test_what_is_saved():
+@pytest.mark.parametrize("choice", ["auto", True])
+def test_what_is_saved(choice):
     """y and rstd, of a call that becomes the formula too."""
     function = lambda x, stream: (srmsnorm.srms_norm(x, stream, eps=EPS),)  # noqa: E731
-    _, _, after = run_auto(function, operands())
+    compiled, _, after = decided(function)
+    with srmsnorm.inline_under_compile(choice):
+        run(compiled, operands())
     assert not ours(after[0])
     (outputs,) = after[0].output_node().args
     assert [(tuple(node.meta["val"].shape), node.meta["val"].dtype) for node in outputs] == [
@@ -336,6 +339,30 @@ def test_transforms():
         assert "srmsnorm_undecided" in before[0] and not ours(after[0])
 
 
+def test_formula_everywhere():
+    """True under Inductor: of short rows too, where "auto" keeps the operator, in both directions."""
+    tensors = operands(shape=SHORT)
+    with srmsnorm.inline_under_compile():
+        got, codes = run_and_get_code(run, torch.compile(block, fullgraph=True), tensors)
+    assert len(codes) == 2 and not any(in_code(code) for code in codes)
+    assert counters["srmsnorm"]["_add_srms_norm: formula"] == 1
+    assert_compiled(got, run(block, tensors))
+
+
+@pytest.mark.parametrize("name", ["eager", "aot_eager"])
+def test_formula_under_other_backends(name):
+    """True: the definition in PyTorch's operators, bit for bit, with what autograd makes of it."""
+
+    def written_out(x, stream):
+        y, stream = reference.add_srms_norm(x, stream, eps=EPS)
+        return reference.srms_norm(y * 2, eps=EPS).sin(), stream
+
+    with srmsnorm.inline_under_compile():
+        got = run(torch.compile(block, fullgraph=True, backend=name), operands())
+    assert all(torch.equal(a, b) for a, b in zip(got, run(written_out, operands()), strict=True))
+    assert not counters["srmsnorm"]
+
+
 @pytest.mark.parametrize("name", ["eager", "aot_eager"])
 def test_other_backends(name):
     """Nobody decides: the operator, bit for bit."""
@@ -372,4 +399,8 @@ def test_moved_inductor(monkeypatch):
     monkeypatch.setattr(replacing, "is_registered", lambda: False)
     got, before, after = run_auto(block, operands())
     assert not any("undecided" in graph for graph in before) and [len(ours(graph)) for graph in after] == [2, 2]
+    assert_compiled(got, run(block, operands()))
+    with srmsnorm.inline_under_compile():
+        got, codes = run_and_get_code(run, torch.compile(block, fullgraph=True), operands())
+    assert not any(in_code(code) for code in codes) and not counters["srmsnorm"]
     assert_compiled(got, run(block, operands()))
