@@ -35,6 +35,32 @@ static PyObject* to_python(const NamedNumbers& numbers) {
   return dict;
 }
 
+// The scale of a quantised call as Python has it: of the operator's three arguments one, or none.
+struct Scale {
+  MaybeTensor tensor;
+  MaybeDouble value;
+  MaybeName name;
+};
+
+template <>
+struct FromPython<Scale> {
+  static constexpr auto kName = "a Tensor, a number, a str";
+  static constexpr bool kOrNone = true;
+
+  using OrTensor = FromPython<MaybeTensor>;
+  using OrName = FromPython<MaybeName>;
+  using OrValue = FromPython<MaybeDouble>;
+
+  static bool holds(PyObject* object) {
+    return OrTensor::holds(object) || OrName::holds(object) || OrValue::holds(object);
+  }
+  static Scale of(PyObject* object) {  // a tensor passes for a number, too
+    if (OrTensor::holds(object)) return {.tensor = OrTensor::of(object)};
+    if (OrName::holds(object)) return {.name = OrName::of(object)};
+    return {.value = OrValue::of(object)};
+  }
+};
+
 namespace {
 
 int size_of(at::ScalarType dtype) { return static_cast<int>(c10::elementSize(dtype)); }
@@ -92,14 +118,38 @@ struct PlanOfOperator {
   };
 SRMSNORM_PUBLIC_OPERATORS(SRMSNORM_CALL)
 
+// A quantised operator, whose scale is one argument, and is returned as it is where it is a tensor.
+template <class Operator, class Signature>
+struct Quantize;
+
+template <class Operator, class Result, class Input, class Residual, class Tensor, class Dtype, class Value, class Name,
+          class... Rest>
+struct Quantize<Operator, Result(Input, Residual, Tensor, Dtype, Value, Name, Rest...)> {
+  static constexpr auto kName = Operator::kName;
+  using Signature = Result(Input, Residual, Scale, Dtype, Rest...);
+  static Result run(Input input, Residual residual, const Scale& scale, Dtype dtype, const Rest&... rest) {
+    auto results = Operator::run(input, residual, scale.tensor, dtype, scale.value, scale.name, rest...);
+    if (scale.tensor) std::get<1>(results) = *scale.tensor;
+    return results;
+  }
+};
+
 template <class Function, class Signature>
 PyMethodDef method() {
   auto function = reinterpret_cast<void (*)()>(&Face<Function, Signature>::function);
   return {Function::kName, reinterpret_cast<PyCFunction>(function), METH_FASTCALL, nullptr};
 }
 
+template <class Operator, class Signature>
+PyMethodDef quantizing() {
+  using Function = Quantize<Operator, Signature>;
+  return method<Function, typename Function::Signature>();
+}
+
 #define SRMSNORM_METHOD(name, schema, ...) method<call_##name, __VA_ARGS__>(),
-PyMethodDef methods[] = {SRMSNORM_PUBLIC_OPERATORS(SRMSNORM_METHOD) method<Plan, decltype(launch_plan)>(),
+#define SRMSNORM_QUANTIZING(name, schema, ...) quantizing<call_##name, __VA_ARGS__>(),
+PyMethodDef methods[] = {SRMSNORM_UNQUANTIZED_OPERATORS(SRMSNORM_METHOD, SRMSNORM_NO_ROW) SRMSNORM_QUANTIZED_OPERATORS(
+                             SRMSNORM_QUANTIZING, SRMSNORM_NO_ROW) method<Plan, decltype(launch_plan)>(),
                          method<PlanOfOperator, PlanOfOperator::Signature>(),
                          {}};
 

@@ -89,10 +89,12 @@
         "-> (Tensor output, Tensor scale_used)", \
         std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const MaybeTensor&, SRMSNORM_QUANTIZATION_TYPES))
 
-#define SRMSNORM_OPERATORS(outer, inner) \
+#define SRMSNORM_UNQUANTIZED_OPERATORS(outer, inner) \
   SRMSNORM_NORM_OPERATORS(outer, inner) \
   SRMSNORM_RSTD_OPERATORS(outer, inner) \
-  SRMSNORM_GATED_OPERATORS(outer, inner) \
+  SRMSNORM_GATED_OPERATORS(outer, inner)
+#define SRMSNORM_OPERATORS(outer, inner) \
+  SRMSNORM_UNQUANTIZED_OPERATORS(outer, inner) \
   SRMSNORM_QUANTIZED_OPERATORS(outer, inner)
 // clang-format on
 

@@ -266,13 +266,9 @@ def srms_norm_quantized(
         q, used = _srms_norm_quantized(input, residual, _tensor(scale), **options)
         if _is_compiling() and inlining.wanted():
             return reference.srms_norm_quantized(input, residual, **_of_reference(options, scale, dtype))
-    elif scale is None:  # the shortest way for most calls
-        return _C.srms_norm_quantized(
-            input, residual, None, _NAMES.get(dtype, dtype), None, None, group_size, power_of_two, scale_ub, eps
-        )
     else:
-        q, used = _C.srms_norm_quantized(
-            input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
+        return _C.srms_norm_quantized(
+            input, residual, scale, _NAMES.get(dtype, dtype), group_size, power_of_two, scale_ub, eps
         )
     return q, _returned(scale, used)
 
@@ -301,13 +297,9 @@ def add_srms_norm_quantized(
         q, used, sum = _add_srms_norm_quantized(input, residual, _tensor(scale), **options)
         if _is_compiling() and inlining.wanted():
             return reference.add_srms_norm_quantized(input, residual, **_of_reference(options, scale, dtype))
-    elif scale is None:  # the shortest way for most calls
-        return _C.add_srms_norm_quantized(
-            input, residual, None, _NAMES.get(dtype, dtype), None, None, group_size, power_of_two, scale_ub, eps
-        )
     else:
-        q, used, sum = _C.add_srms_norm_quantized(
-            input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
+        return _C.add_srms_norm_quantized(
+            input, residual, scale, _NAMES.get(dtype, dtype), group_size, power_of_two, scale_ub, eps
         )
     return q, _returned(scale, used), sum
 
@@ -342,13 +334,9 @@ def add_srms_norm_quantized_(
             residual.copy_(sum)
         else:
             q, used = _add_srms_norm_quantized_(input, residual, _tensor(scale), **options)
-    elif scale is None:  # the shortest way for most calls
-        return _C.add_srms_norm_quantized_(
-            input, residual, None, _NAMES.get(dtype, dtype), None, None, group_size, power_of_two, scale_ub, eps
-        )
     else:
-        q, used = _C.add_srms_norm_quantized_(
-            input, residual, *_positional(dtype, scale), group_size, power_of_two, scale_ub, eps
+        return _C.add_srms_norm_quantized_(
+            input, residual, scale, _NAMES.get(dtype, dtype), group_size, power_of_two, scale_ub, eps
         )
     return q, _returned(scale, used)
 
@@ -362,23 +350,14 @@ def _tensor(scale: Any) -> Tensor | None:
     return scale if isinstance(scale, Tensor) else None
 
 
-def _positional(dtype: torch.dtype, scale: Any) -> tuple[Any, ...]:
-    """The scale as a tensor, the dtype's name, the scale as a number and as a name, as the operators take them.
-    Without a scale the functions above write the same out."""
-    name = _NAMES.get(dtype, dtype)
-    if scale is None or isinstance(scale, Tensor):
-        return scale, name, None, None
-    return (None, name, None, scale) if isinstance(scale, str) else (None, name, scale, None)
-
-
 def _options(
     dtype: torch.dtype, scale: Any, group_size: int | None, power_of_two: bool, scale_ub: float | None, eps: Any
 ) -> dict[str, Any]:
-    _, name, value, scale_name = _positional(dtype, scale)
+    is_name = isinstance(scale, str)
     return {
-        "dtype": name,
-        "scale_value": value,
-        "scale_name": scale_name,
+        "dtype": _NAMES.get(dtype, dtype),
+        "scale_value": None if is_name or isinstance(scale, Tensor) else scale,
+        "scale_name": scale if is_name else None,
         "group_size": group_size,
         "power_of_two": power_of_two,
         "scale_ub": scale_ub,

@@ -51,6 +51,11 @@ X = torch.ones(2, 3)
         ("srms_norm", ([1.0], None, None, None), "argument 1 of srms_norm must be a Tensor, got list"),
         ("srms_norm", (X, 3, None, None), "argument 2 of srms_norm must be a Tensor or None, got int"),
         ("srms_norm", (X, None, "1", None), "argument 3 of srms_norm must be a number or None, got str"),
+        (
+            "srms_norm_quantized",
+            (X, None, [1.0], "int8", None, False, None, None),
+            "argument 3 of srms_norm_quantized must be a Tensor, a number, a str or None, got list",
+        ),
         ("srms_norm", (X, None), r"srms_norm takes 4 arguments, got 2"),
         ("add_srms_norm", (X, None, None, None), "argument 2 of add_srms_norm must be a Tensor, got NoneType"),
         (
