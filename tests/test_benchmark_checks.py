@@ -206,12 +206,20 @@ def test_a_roof_moves_the_bytes_of_its_operation(dtype, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "bytes"),
-    [("float32 y", 6), ("float32 y backward", 8), ("rstd", 2), ("fp8", 3), ("fp8 groups", 3), ("fp8+sum", 7)],
+    ("name", "bytes", "numbers"),
+    [
+        ("float32 y", 6, 0),
+        ("float32 y backward", 8, 0),
+        ("rstd", 2, 1),
+        ("fp8", 3, 1),
+        ("fp8 groups", 3, 2),
+        ("fp8+sum", 7, 1),
+    ],
 )
-def test_a_copy_moves_the_bytes_of_an_output(name, bytes):
-    cell = Cell("cpu", "bf16", name, 2, 128)
-    assert traffic(cell.operation, cell) == cell.moved == 256 * bytes
+def test_a_copy_moves_the_bytes_of_an_output(name, bytes, numbers):
+    """And of what there is once a row, or once a group of it."""
+    cell = Cell("cpu", "bf16", name, 2, 256)
+    assert traffic(cell.operation, cell) == cell.moved == 2 * (256 * bytes + 4 * numbers)
 
 
 @pytest.mark.parametrize("dtype", operations.DTYPES)

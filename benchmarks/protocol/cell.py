@@ -38,7 +38,7 @@ class Cell:
 
     @property
     def moved(self) -> int:
-        return self.operation.moved(self.dtype) * self.rows * self.dim
+        return self.operation.moved(self.dtype, self.rows, self.dim)
 
     @property
     def seconds(self) -> float:

@@ -3,7 +3,7 @@ the same bytes."""
 
 import dataclasses
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ OF_RESIDUAL = ("residual", "sum", "grad_sum", "grad_residual", "gate", "grad_gat
 @dataclasses.dataclass(frozen=True)
 class Op:
     """`call` makes a call out of operands; `check` raises where that call's result is wrong. `copied`: the roof is
-    copy_ of as many bytes, as it is for mixed dtypes. `divides`: the dims that there are of it."""
+    copy_ of as many bytes, as it is for mixed dtypes. `divides`: the dims that there are of it. `numbers`: of float32
+    that are a result, one for so many elements, or for each row."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -39,6 +40,7 @@ class Op:
     copied: bool = False
     dtypes: Collection[str] = tuple(DTYPES)
     divides: int = 1
+    numbers: int | Literal["row"] | None = None
 
     def operands(self) -> tuple[str, ...]:
         """What is made before the call; backward's y comes out of a forward."""
@@ -46,9 +48,11 @@ class Op:
         forward = ("x", "residual") if "grad_residual" in self.writes else ("x",)
         return names if "y" not in self.reads else (*forward, *names)
 
-    def moved(self, dtype: str) -> int:
-        """Bytes an element of the row: what must be read and written, nothing else (rstd, 4 bytes a row, left out)."""
-        return sum(tensor_dtype(name, dtype).itemsize for name in (*self.reads, *self.writes))
+    def moved(self, dtype: str, rows: int, dim: int) -> int:
+        """Bytes: what must be read and written, nothing else (a norm's rstd, 4 bytes a row, left out)."""
+        numbers = 0 if self.numbers is None else 1 if self.numbers == "row" else dim // self.numbers
+        elements = sum(tensor_dtype(name, dtype).itemsize for name in (*self.reads, *self.writes))
+        return rows * (dim * elements + 4 * numbers)
 
 
 def tensor_dtype(name: str, dtype: str) -> torch.dtype:
@@ -131,7 +135,8 @@ def roof(op: Op, dtype: str, t: Tensors) -> Call:
     out = torch.empty_like(first)
     counts = (len(op.reads), len(op.writes))
     if op.copied or dtype == "mixed":
-        size = op.moved(dtype) * first.numel() // 2
+        dim = first.shape[-1]
+        size = op.moved(dtype, first.numel() // dim, dim) // 2
         source, target = (torch.empty(size, dtype=torch.uint8, device=first.device) for _ in range(2))
         return lambda: target.copy_(source)
     if counts == (1, 1):

@@ -81,14 +81,17 @@ OUTPUTS: dict[str, Op] = {
     "float32 y backward": Op(
         ("grad_wide", "x"), ("grad_input",), _wide_backward, _check_wide_backward, copied=True, dtypes=OF_16_BITS
     ),
-    "rstd": Op(("x",), (), _root, _check_root, copied=True, dtypes=(*OF_16_BITS, "fp32")),
-    "fp8": Op(("x",), ("q",), partial(_quantized, None), _check_quantized, copied=True, dtypes=(*OF_16_BITS, "fp32")),
+    "rstd": Op(("x",), (), _root, _check_root, copied=True, dtypes=(*OF_16_BITS, "fp32"), numbers="row"),
+    "fp8": Op(
+        ("x",), ("q",), partial(_quantized, None), _check_quantized, copied=True, dtypes=(*OF_16_BITS, "fp32"),
+        numbers="row",
+    ),
     "fp8 groups": Op(
         ("x",), ("q",), partial(_quantized, 128), _check_quantized, copied=True, dtypes=(*OF_16_BITS, "fp32"),
-        divides=128,
+        divides=128, numbers=128,
     ),
     "fp8+sum": Op(
         ("x", "residual"), ("q", "sum"), partial(_quantized, None), _check_quantized, copied=True,
-        dtypes=(*OF_16_BITS, "fp32", "mixed"),
+        dtypes=(*OF_16_BITS, "fp32", "mixed"), numbers="row",
     ),
 }  # fmt: skip
