@@ -1,7 +1,8 @@
 """The row that the table of hints (csrc/cuda/hints.h) should have for a GPU, chosen from times.
 
-A row has three columns: which calls keep what they read in the L2 (``keep``), whether blocks are kept ``apart``, and
-whether a wider y is ``streamed``. The neutral row has none of them. A hint must earn its place: the mean over the cells
+A row has four columns: which calls keep what they read in the L2 (``keep``), whether blocks are kept ``apart``,
+whether a wider y is ``streamed``, and whether rows that become bytes are prefetched ``far`` ahead. The neutral row has
+none of them. A hint must earn its place: the mean over the cells
 is better by more than noise, and nowhere slower than the neutral row by more than a cell may vary.
 """
 
@@ -13,7 +14,7 @@ import pandas as pd
 NOISE = 1.002  # of a mean over cells
 WORST = 1.01  # of a cell
 CELL = ["op", "dim"]
-WIDE = "forward,wide"  # the operation whose y is streamed or not, and nothing else
+OWN = {"forward,wide": "streamed", "forward,bytes": "far"}  # operations with a hint of their own, and no other
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Row:
     keep: str = "Nothing"  #: Nothing, Balanced or All, as in hints.h
     apart: bool = False
     streamed: bool = False
+    far: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,19 @@ NEUTRAL = Row()
 KEEPS = ["Nothing", "Balanced", "All"]
 
 
+def hints_of(op: str) -> tuple[str, ...]:
+    """Those that make a difference to it."""
+    return (OWN[op],) if op in OWN else ("keep", "apart")
+
+
 def ratios(times: pd.DataFrame, row: Row) -> pd.Series:
     """The times of a row, as fractions of the neutral one's, by cell."""
-    by_cell = times.set_index(CELL)
 
     def of(row: Row) -> pd.Series:
-        wide = by_cell.index.get_level_values("op") == WIDE
-        taken = (by_cell["keep"] == row.keep) & (by_cell["apart"] == row.apart)
-        return by_cell["us"][(wide & (by_cell["streamed"] == row.streamed)) | (~wide & taken)]
+        taken = [
+            all(line[hint] == getattr(row, hint) for hint in hints_of(line["op"])) for line in times.to_dict("records")
+        ]
+        return times.loc[pd.Series(taken, times.index, bool)].set_index(CELL)["us"]
 
     return of(row) / of(NEUTRAL)
 
@@ -52,11 +59,10 @@ def mean(ratios: pd.Series) -> float:
 
 
 def choose(times: pd.DataFrame) -> Row:
-    """times: the columns op, dim, keep, apart, streamed and us, a line a measurement.
+    """times: the columns op, dim, keep, apart, streamed, far and us, a line a measurement.
 
-    Of rows that are as fast but for noise, the one with fewer hints. A y that is streamed is neither kept nor apart, so
-    that column is a choice of its own."""
-    wide, others = times[times["op"] == WIDE], times[times["op"] != WIDE]
+    Of rows that are as fast but for noise, the one with fewer hints. An operation's own hint is a choice of its own."""
+    others = times[~times["op"].isin(OWN)]
     pairs = others[["keep", "apart"]].drop_duplicates().itertuples(index=False)
     means = {NEUTRAL: 1.0}
     for row in (Row(keep, bool(apart)) for keep, apart in pairs):
@@ -65,15 +71,19 @@ def choose(times: pd.DataFrame) -> Row:
             means[row] = mean(found)
     fast = [row for row in means if means[row] <= min(means.values()) * NOISE]
     best = min(fast, key=lambda row: (KEEPS.index(row.keep) + row.apart, means[row]))
-    streamed = ratios(wide, Row(streamed=True))
-    return Row(best.keep, best.apart, bool(streamed.max() <= WORST and mean(streamed) * NOISE < 1))
+    own = {hint: is_gain(ratios(times[times["op"] == op], Row(**{hint: True}))) for op, hint in OWN.items()}  # type: ignore[arg-type]
+    return Row(best.keep, best.apart, **own)
+
+
+def is_gain(found: pd.Series) -> bool:
+    return bool(found.max() <= WORST and mean(found) * NOISE < 1)
 
 
 def as_code(gpu: Gpu, row: Row) -> str:
     """As it stands in kMeasured, the bandwidth to three digits: a row is for what is within 5 % of it."""
     digits = len(str(gpu.bandwidth)) - 3
     bandwidth = round(gpu.bandwidth, -digits) if digits > 0 else gpu.bandwidth
-    flags = ", ".join(str(flag).lower() for flag in (row.apart, row.streamed))
+    flags = ", ".join(str(flag).lower() for flag in (row.apart, row.streamed, row.far))
     return f"{{{gpu.capability}, {bandwidth}, Keep::{row.keep}, {flags}}}"
 
 

@@ -14,15 +14,17 @@ struct Timed {
   std::vector<float> us;
 };
 
-// Those that differ in the operation: only a wide y can be streamed, which is neither kept nor apart.
+// Those that differ in the operation: only a wide y can be streamed and only bytes prefetched far, and neither is kept
+// or apart.
 std::vector<Timed> rows_to_time(const std::string& op) {
   std::vector<Timed> rows;
-  if (op == "forward,wide") {
-    for (bool streamed : {false, true}) rows.push_back({{0, 0, Keep::Nothing, false, streamed}, {}});
+  if (op == "forward,wide" || op == "forward,bytes") {
+    bool wide = op == "forward,wide";
+    for (bool on : {false, true}) rows.push_back({{0, 0, Keep::Nothing, false, wide && on, !wide && on}, {}});
     return rows;
   }
   for (auto keep : {Keep::Nothing, Keep::Balanced, Keep::All})
-    for (bool apart : {false, true}) rows.push_back({{0, 0, keep, apart, false}, {}});
+    for (bool apart : {false, true}) rows.push_back({{0, 0, keep, apart, false, false}, {}});
   return rows;
 }
 
@@ -34,6 +36,7 @@ float time_of(const Call& call, const GpuClass& row) {
 float time_of(const std::string& op, const RowSpace& space, const Buffers& buffers, const GpuClass& row) {
   auto timed = [&]<class Op>(const auto& call) { return time_of<Op>(call, row); };
   if (op == "forward,wide") return with_wide_forward(space, buffers, timed);
+  if (op == "forward,bytes") return with_forward_in_bytes(space, buffers, timed);
   return op[0] == 'f' ? with_forward(op, space, buffers, timed) : with_backward(op, space, buffers, timed);
 }
 
@@ -59,7 +62,7 @@ void print_present() {
   const Gpu& gpu = this_gpu();
   const auto& row = class_of(gpu);
   long long bandwidth = gpu.bandwidth / (int64_t{1000000} * std::max(1, gpu.multiprocessors));
-  std::printf("%d,%lld,%s,%d,%d\n", gpu.capability, bandwidth, name_of(row.keep), row.apart, row.streamed);
+  std::printf("%d,%lld,%s,%d,%d,%d\n", gpu.capability, bandwidth, name_of(row.keep), row.apart, row.streamed, row.far);
 }
 
 }  // namespace
@@ -72,14 +75,14 @@ int main(int argc, char** argv) {
   int64_t elements = std::atoll(argv[1]);
   auto buffers = filled_buffers(elements);
   print_present();
-  std::puts("op,dim,keep,apart,streamed,us");
+  std::puts("op,dim,keep,apart,streamed,far,us");
   for (const auto& op : split(argv[2], ';'))
     for (const auto& text : split(argv[3], ',')) {
       auto rows = rows_to_time(op);
       time_in_turn(op, space_of(elements, std::stoll(text)), buffers, rows, std::atoi(argv[4]));
       for (auto& [row, us] : rows)
-        std::printf("\"%s\",%s,%s,%d,%d,%.2f\n", op.c_str(), text.c_str(), name_of(row.keep), row.apart, row.streamed,
-                    median(us));
+        std::printf("\"%s\",%s,%s,%d,%d,%d,%.2f\n", op.c_str(), text.c_str(), name_of(row.keep), row.apart,
+                    row.streamed, row.far, median(us));
       std::fflush(stdout);
     }
 }

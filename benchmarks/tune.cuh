@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "../csrc/cuda/forward.cuh"
 #include "../csrc/cuda/gpu.cu"
 #include "../csrc/cuda/launcher.cuh"
+#include "../csrc/cuda/quantized.cuh"
 
 namespace srmsnorm {
 namespace {
@@ -146,6 +148,20 @@ float with_wide_forward(const RowSpace& space, const Buffers& b, F f) {
   args.input = rows_of<T>(b.read[0], space.dim);
   args.output = rows_of<float>(b.written[0], space.dim);
   return f.template operator()<ConvertedForward<T, void>>(args);
+}
+
+// Of "forward,bytes", float8_e4m3fn with a scale for each row.
+template <class F>
+float with_forward_in_bytes(const RowSpace& space, const Buffers& b, F f) {
+  QuantizedArgs args;
+  args.space = space;
+  args.eps = 1e-6;
+  args.quantization = Quantization(Quantized::Float8E4M3);
+  args.quantization.upper = std::numeric_limits<float>::infinity();
+  args.input = rows_of<T>(b.read[0], space.dim);
+  args.output = {b.written[0], DType::Byte, {space.dim}};
+  args.scale = {b.rstd, DType::Float, {1}};
+  return f.template operator()<ForwardInBytes<T, void>>(args);
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "half": torch.float16, "float": torch.floa
 OPS = ["forward", "forward,residual", "forward,sum", "backward", "backward,sum"]
 DIMS = "64,128,256,512,1024,2048,3001,4096,8192,12288,16384,28672,32768,65536,131072,262144"
 PLAN = ["threads_per_row", "rows_per_block", "vectors", "cluster"]
-HINTED_OPS = ["forward", "forward,residual", "forward,sum", "backward", hint_rows.WIDE]
+HINTED_OPS = ["forward", "forward,residual", "forward,sum", "backward", *hint_rows.OWN]
 HINTED_DIMS = "64,96,1024,2048,4096,6144,8192,16384,65536"
 ELEMENTS_HELP = "Of each operand."
 PROGRAM_HELP = "The program as it is compiled already."
@@ -45,8 +45,8 @@ def build(source: str, dtype: str, program: pathlib.Path) -> None:
         raise typer.BadParameter("no nvcc suits this torch; setup.py says what to install")
     major, minor = torch.cuda.get_device_capability()
     element, beside = ELEMENTS[dtype]
-    command = [str(home / "bin/nvcc"), "-std=c++20", "-O3", f"-arch=sm_{major}{minor}", f"-DELEMENT={element}",
-               f"-DBESIDE={beside}", str(HERE / source), "-o", str(program)]  # fmt: skip
+    command = [str(home / "bin/nvcc"), "-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-arch=sm_{major}{minor}",
+               f"-DELEMENT={element}", f"-DBESIDE={beside}", str(HERE / source), "-o", str(program)]  # fmt: skip
     subprocess.run(command, check=True)
 
 
@@ -93,9 +93,9 @@ def table(frame: pd.DataFrame, dtype: str, top: int) -> str:
 def read_hints(text: str) -> tuple[hint_rows.Gpu, hint_rows.Row, pd.DataFrame]:
     """What hints.cu prints: the GPU and its present row in one line, then a CSV."""
     first, rest = text.split("\n", 1)
-    capability, bandwidth, keep, apart, streamed = first.split(",")
-    present = hint_rows.Row(keep, apart == "1", streamed == "1")
-    times = pd.read_csv(io.StringIO(rest)).astype({"apart": bool, "streamed": bool})
+    capability, bandwidth, keep, *flags = first.split(",")
+    present = hint_rows.Row(keep, *(flag == "1" for flag in flags))
+    times = pd.read_csv(io.StringIO(rest)).astype({"apart": bool, "streamed": bool, "far": bool})
     return hint_rows.Gpu(int(capability), int(bandwidth)), present, times
 
 

@@ -301,9 +301,9 @@ constexpr Gpu others[] = {{gpu_of(80, 108, 1593, 5120), gpu_of(89, 142, 9001, 38
                           gpu_of(90, 132, 2619, 6144), gpu_of(100, 148, 3996, 8192), gpu_of(90, 16, 2619, 5120),
                           gpu_of(90, 132, 0, 5120), gpu_of(100, 132, 2619, 5120), Gpu{{}}}};
 constexpr LaunchHints hints(const Gpu& gpu, int64_t dim, int read, int written, int64_t rows = 1 << 30,
-                            bool same = false) {{
+                            bool same = false, bool in_bytes = false) {{
   auto plan = plan_launch(dim, 2, chunks_of(ForwardOperands<int>{{2}}), Alignment::Whole, gpu);
-  return launch_hints(gpu, plan, {{rows, 2 * dim * read, 2 * dim * written, same}});
+  return launch_hints(gpu, plan, {{rows, 2 * dim * read, 2 * dim * written, same, in_bytes}});
 }}
 constexpr bool is(LaunchHints hints, bool kept, bool apart) {{ return hints.kept == kept && hints.apart == apart; }}
 static_assert(hints(h100, 4096, 1, 2).streamed && !hints(h200, 4096, 1, 2).streamed);  // where it was measured
@@ -329,6 +329,9 @@ static_assert(nothing_elsewhere());
 // A prefetch goes 2 MB ahead on all, 4 MB beside few writes.
 static_assert(hints(h100, 65536, 1, 1).ahead == 16 && hints(h200, 65536, 2, 1).ahead == 8);
 static_assert(hints(Gpu{{}}, 65536, 3, 1).ahead == 10 && hints(h100, 1 << 22, 1, 1).ahead == 1);
+// So it does of what becomes bytes where that was measured.
+static_assert(hints(h100, 65536, 2, 1, 1 << 30, false, true).ahead == 16);
+static_assert(hints(h200, 65536, 2, 1, 1 << 30, false, true).ahead == 8);
 int main() {{}}
 """
 
@@ -340,7 +343,16 @@ def test_hints_of_a_gpu(tmp_path):
 
 def test_the_hints_tuner_compiles(nvcc, tmp_path):
     """Its host code too. Not optimized: it has the library's instances."""
-    options = ["-arch=sm_90", "-Xcicc", "-O0", "-Xptxas", "-O0", "-DELEMENT=bfloat16", "-DBESIDE=bfloat16"]
+    options = [
+        "-arch=sm_90",
+        "--expt-relaxed-constexpr",
+        "-Xcicc",
+        "-O0",
+        "-Xptxas",
+        "-O0",
+        "-DELEMENT=bfloat16",
+        "-DBESIDE=bfloat16",
+    ]
     nvcc(ROOT / "benchmarks/hints.cu", *options, "-c", to=tmp_path / "hints.o")
 
 

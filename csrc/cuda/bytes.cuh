@@ -94,7 +94,7 @@ struct Magnitude {
   }
 
   // Of the lane whose number differs in that bit.
-  __device__ __forceinline__ void or_of_lane(int bit) { or_of({__shfl_xor_sync(~0u, word, bit)}); }
+  __device__ __forceinline__ Magnitude of_lane(int bit) const { return {__shfl_xor_sync(~0u, word, bit)}; }
 
   __device__ __forceinline__ float value() const {
     if constexpr (!kIs16Bit<T>) return __uint_as_float(word);

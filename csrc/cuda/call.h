@@ -18,7 +18,8 @@ inline bool repeats(const RowSpace& space, const Rows& rows) {
 
 template <class Call>
 Traffic traffic_of(const Call& call) {
-  Traffic traffic{call.space.rows, 0, 0, false};
+  Traffic traffic{call.space.rows, 0, 0, false, false};
+  if constexpr (std::is_same_v<Call, QuantizedArgs>) traffic.in_bytes = !call.residual.data;
   Call::zip(
       [&](Use use, const Rows& rows) {
         if (!rows.data || !use.whole_row) return;

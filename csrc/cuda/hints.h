@@ -19,6 +19,7 @@ struct GpuClass {
   Keep keep;
   bool apart;     // blocks are kept apart (resident_blocks)
   bool streamed;  // a float y beside 16 bits is stored as what the L2 need not keep
+  bool far;       // clusters whose rows become bytes prefetch farther ahead
 };
 
 // H100 (HBM3): both win 0.4 to 2 %. H200: the same multiprocessors want 1.47 times as much on its way, and lose by what
@@ -27,8 +28,11 @@ struct GpuClass {
 // .99 / .99. Parts of a warp lose even where balanced: 96 .97 / .92 / .96 / .91 kept, 1.01 / 1.00 / 1.01 / .99 not.
 // A float y of 16-bit rows, two thirds of what is moved: H100, dims 64 to 131072, streamed .97 to .99 of the roof, else
 // .84 to .96; H200, no difference.
-constexpr GpuClass kMeasured[] = {{90, 25400, Keep::All, true, true}, {90, 37250, Keep::Balanced, false, false}};
-constexpr GpuClass kUnmeasured{0, 0, Keep::Nothing, false, false};
+// Bytes, 4 MB ahead for 2: H100, fp8 28672 .97 for .93, 32768 1.02 for .98, 65536 1.01 for .96, 131072 .97 for .93,
+// groups 65536 .93 for .90; beside a residual 2 MB are better (65536 1.006 for .997). H200: not measured.
+constexpr GpuClass kMeasured[] = {{90, 25400, Keep::All, true, true, true},
+                                  {90, 37250, Keep::Balanced, false, false, false}};
+constexpr GpuClass kUnmeasured{0, 0, Keep::Nothing, false, false, false};
 
 // Measured is what is within 5 % of a row: no other product is so near to either.
 constexpr const GpuClass& class_of(const Gpu& gpu) {
@@ -59,6 +63,7 @@ constexpr int resident_blocks(int vectors, bool clustered, Chunks chunks, bool m
 struct Traffic {
   int64_t rows, read, written;  // bytes of a row
   bool repeats;                 // neighbouring rows of an operand are the same memory
+  bool in_bytes;                // one operand, which becomes bytes
 };
 
 struct LaunchHints {
@@ -71,11 +76,13 @@ struct LaunchHints {
   }
 };
 
-// Ahead by 2 MB of what is read, 4 MB beside few writes (measured with other values here). dim 65536: 1.007 / 1.001
-// / 1.002 with 2 MB, 0.997 / 0.992 / 0.994 with 4 MB, 0.995 / 0.997 / 0.999 with none; with a gradient of the sum
-// 0.990, 0.992, 0.985; dim 28672 to 262144 alike. The others are for calls that move more than any L2 holds.
+// Ahead by 2 MB of what is read, 4 MB beside few writes, bytes as GpuClass says (measured with other values here). dim
+// 65536: 1.007 / 1.001 / 1.002 with 2 MB, 0.997 / 0.992 / 0.994 with 4 MB, 0.995 / 0.997 / 0.999 with none; with a
+// gradient of the sum 0.990, 0.992, 0.985; dim 28672 to 262144 alike. The others are for calls that move more than any
+// L2 holds.
 constexpr LaunchHints launch_hints(const GpuClass& row, const LaunchPlan& plan, const Traffic& traffic) {
-  int64_t ahead = (traffic.read > 2 * traffic.written ? 4 : 2) << 20;
+  bool far = traffic.read > 2 * traffic.written || (row.far && traffic.in_bytes);
+  int64_t ahead = (far ? 4 : 2) << 20;
   LaunchHints hints{static_cast<int>(std::max<int64_t>(1, ahead / traffic.read)), false, false, false};
   if (traffic.repeats || traffic.rows * (traffic.read + traffic.written) <= int64_t{128} << 20) return hints;
   bool balanced = traffic.read == traffic.written && sharing_of(plan.cluster, plan.threads_per_row) != Sharing::Lanes;

@@ -18,15 +18,28 @@ struct QuantizedSource : Source<T, R> {
   static constexpr Chunks kChunks = chunks_in_bytes(Source<T, R>::kChunks);
 };
 
-// The largest of a group of 64 or 128 elements, of which N are the lane's. By all lanes of the warp: groups are of rows
-// that are cut from their begin on, the lanes of one are neighbours and share a row.
-template <int N, class T>
-__device__ __forceinline__ Magnitude<T> largest_of_group(Magnitude<T> largest, int group) {
-  constexpr int kHalf = 64 / (2 * N);  // of the lanes of a group of 64
-  if (group > 64) largest.or_of_lane(2 * kHalf);
+// The largest of the groups, of 64 or 128 elements, that a thread's vectors of N belong to: each lane is left with that
+// of one vector, the one of its own place among as many lanes. While lanes have several, two of them exchange what the
+// other one keeps. By all lanes of the warp: groups are of rows that are cut from their begin on, the lanes of one are
+// neighbours and share a row.
+template <int N, class T, int count>
+__device__ __forceinline__ Magnitude<T> largest_of_groups(Magnitude<T> (&largest)[count], int group) {
+  constexpr int kLanes = 64 / N;  // of a group of 64
+  static_assert(count <= kLanes, "there is a lane for each");
 #pragma unroll
-  for (int lanes = kHalf; lanes > 0; lanes /= 2) largest.or_of_lane(lanes);
-  return largest;
+  for (int bit = 1; bit < count; bit *= 2) {
+    bool odd = lane_in_row() & bit;
+#pragma unroll
+    for (int i = 0; i < count; i += 2 * bit) {
+      auto given = odd ? largest[i] : largest[i + bit];
+      if (odd) largest[i] = largest[i + bit];
+      largest[i].or_of(given.of_lane(bit));
+    }
+  }
+#pragma unroll
+  for (int bit = count; bit < kLanes; bit *= 2) largest[0].or_of(largest[0].of_lane(bit));
+  if (group > 64) largest[0].or_of(largest[0].of_lane(kLanes));
+  return largest[0];
 }
 
 template <class Source>
@@ -77,23 +90,18 @@ struct Bytes : SumBeside<Source, Source::Operands::kCount + 1> {
     scale = scale_of(rounded(total.largest * r));
   }
 
-  // The largest of a group for each of a thread's vectors, of which the lane keeps one: a group has at least as many
-  // lanes as a thread has vectors, so that each makes the scale of one.
   template <class Held, int vectors>
   __device__ __forceinline__ void survey(const Held (&held)[vectors]) {
-    constexpr int N = Source::kElements;
-    static_assert(power_of_two_from(vectors) <= 64 / N);
     if (how.group == 0) return;
+    decltype(largest_in_group) largest[power_of_two_from(vectors)];
 #pragma unroll
     for (int i = 0; i < vectors; i++) {
-      auto largest = [&] {
-        if constexpr (kSums)
-          return largest_of_group<N>(largest_of(held[i].h), how.group);
-        else
-          return largest_of_group<N>(largest_of(held[i].input), how.group);
-      }();
-      if (i == 0 || lane_in_row() % power_of_two_from(vectors) == i) largest_in_group = largest;
+      if constexpr (kSums)
+        largest[i] = largest_of(held[i].h);
+      else
+        largest[i] = largest_of(held[i].input);
     }
+    largest_in_group = largest_of_groups<Source::kElements>(largest, how.group);
   }
 
   template <class Args>
