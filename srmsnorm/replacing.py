@@ -23,6 +23,7 @@ __all__ = ["is_registered"]
 
 _log = logging.getLogger("srmsnorm")
 _OPERATORS = {twin: operator for operator, twin in TWINS.items()}
+_ADDING = [twin for twin, operator in _OPERATORS.items() if "add_" in operator._schema.name]
 
 
 @functools.cache
@@ -118,6 +119,7 @@ def _described(kept: Any, node: Node, given: dict[str, Any]) -> choosing.Call:
         pointwise_before=any(_is_pointwise(_behind_views(value)) for value in operands),
         pointwise_after=any(_is_pointwise(user) for user in _users(node)),
         grad_sum=given.get("grad_sum") is not None,
+        sums=sum(1 for _ in _sums_behind(given)),
     )
 
 
@@ -140,6 +142,16 @@ def _behind_views(node: Node) -> Node:
     while _is_view(node) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
+
+
+def _sums_behind(given: dict[str, Any]) -> Iterator[Node]:
+    """The calls, not yet decided, that made a call's operand by adding, and theirs."""
+    for value in (given.get("input"), given.get("residual")):
+        made = _behind_views(value) if isinstance(value, Node) else None
+        if made is not None and made.target in _ADDING:
+            yield made
+            yield from _sums_behind(_arguments(_OPERATORS[made.target], made))
+            return
 
 
 def _users(node: Node) -> Iterator[Node]:

@@ -212,6 +212,26 @@ def test_counted_and_logged(caplog):
     assert "_add_srms_norm of 6 rows of 512: formula (long rows)" in caplog.messages
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_sums_of_a_stream(training):
+    """Two in a row are the formula, which may add them up again; those behind it are written by the operator."""
+
+    def stream_of_sums(x, stream):
+        for _ in range(4):
+            y, stream = srmsnorm.add_srms_norm(x, stream, eps=EPS)
+            x = y.sin()
+        return x, stream
+
+    compiled, _, after = decided(stream_of_sums)
+    tensors = operands(Kind(FLOAT, FLOAT))
+    with auto(), torch.set_grad_enabled(training):
+        got = run(compiled, tensors) if training else compiled(*tensors)
+    assert_compiled(got, run(stream_of_sums, tensors) if training else stream_of_sums(*tensors))
+    name = "_add_srms_norm" if training else "add_srms_norm"
+    assert ours(after[0]) == [f"srmsnorm.{name}.default"] * 2
+    assert counters["srmsnorm"][f"{name}: formula"] == 2
+
+
 def test_what_the_table_is_told(table):
     calls = []
     table([choosing.Row("seen", lambda call: calls.append(call), "formula", "")])
