@@ -34,7 +34,7 @@ class Call(NamedTuple):
     pointwise_before: bool  # an operand comes from an elementwise operation, a cast too, perhaps through views
     pointwise_after: bool  # a result goes to one
     grad_sum: bool  # a backward with a gradient of the sum
-    sums: int  # that this one's stream has gone through before, in the same graph
+    sums: int  # that an operand is of, in the same graph: it, and what it was added to; 2 for more
 
     @property
     def fuses(self) -> bool:

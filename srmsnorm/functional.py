@@ -1,6 +1,7 @@
 """The public functions. Eager calls take the function of _C, the shortest way down; anything that traces or
 overrides torch functions sees the operator of the same name, or, where the user or ONNX wants it inlined, the formula
-behind a call of the operator that checks the arguments and whose result nobody uses: the compiler drops it."""
+behind a call of the operator that checks the arguments and whose result nobody uses: the compiler drops it. The norms
+themselves may be left to the compiler's graph (``inlining.asked``)."""
 
 from typing import Any, Literal
 

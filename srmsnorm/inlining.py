@@ -38,7 +38,8 @@ class inline_under_compile:
     guarantees *same row, same bits* and *accuracy* are the compiler's then. Of :func:`srmsnorm.srms_norm`,
     :func:`srmsnorm.add_srms_norm` and their module under Inductor, backward still keeps y and rstd, and has a formula
     of its own; everything else is a trace of :mod:`srmsnorm.reference`, and what is kept is the compiler's choice.
-    Inputs are checked all the same; eager calls and those in place stay as they are.
+    The norm stays the operator where its formula's results would lie otherwise in memory (of a transposed input) or on
+    a mesh. Inputs are checked all the same; eager calls and those in place stay as they are.
 
     A statement for the rest of the process, or a context around calls of the compiled function::
 
@@ -52,7 +53,7 @@ class inline_under_compile:
     module: the operator stays in the graph through autograd, so that backward keeps y and rstd, and is then replaced,
     forward and backward apart, by the formula with the same results where a table of measured reasons
     (``srmsnorm/choosing.py``) says so. Only Inductor asks the table; other backends, ``torch.export`` and the rest of
-    the operators keep the operator. What became what: the logger ``"srmsnorm"``, level INFO, and
+    the operators keep the operator. What became what, under either: the logger ``"srmsnorm"``, level INFO, and
     ``torch._dynamo.utils.counters["srmsnorm"]``.
 
     Args:

@@ -1,5 +1,6 @@
-"""Inductor's part of ``inline_under_compile("auto")``: after its graphs are parted, each undecided call becomes the
-operator or our own formula, which has the operator's operands and results: what backward keeps stays y and rstd.
+"""Inductor's part of ``inline_under_compile("auto")`` and ``(True)``: after its graphs are parted, each undecided call
+becomes the operator or our own formula, which has the operator's operands and results: what backward keeps stays y and
+rstd.
 """
 
 import functools
@@ -19,7 +20,7 @@ from . import choosing, inlining, reference
 from ._dead_gradients import is_half_dead, keep_one
 from .undecided import TWINS
 
-__all__ = ["is_registered"]
+__all__ = ["decides", "is_registered"]
 
 _log = logging.getLogger("srmsnorm")
 _OPERATORS = {twin: operator for operator, twin in TWINS.items()}
@@ -40,6 +41,13 @@ def is_registered() -> bool:
         inlining.warn_of(error)
         return False
     return True
+
+
+def decides() -> bool:
+    """Whether Inductor, as it is configured, runs what is registered."""
+    from torch._inductor import config
+
+    return config.pattern_matcher and config.use_post_grad_passes and is_registered()
 
 
 def _decide(match: Any, *_: Any, **__: Any) -> None:
@@ -119,7 +127,7 @@ def _described(kept: Any, node: Node, given: dict[str, Any]) -> choosing.Call:
         pointwise_before=any(_is_pointwise(_behind_views(value)) for value in operands),
         pointwise_after=any(_is_pointwise(user) for user in _users(node)),
         grad_sum=given.get("grad_sum") is not None,
-        sums=sum(1 for _ in _sums_behind(given)),
+        sums=_sums_behind(given),
     )
 
 
@@ -144,14 +152,26 @@ def _behind_views(node: Node) -> Node:
     return node
 
 
-def _sums_behind(given: dict[str, Any]) -> Iterator[Node]:
-    """The calls, not yet decided, that made a call's operand by adding, and theirs."""
-    for value in (given.get("input"), given.get("residual")):
-        made = _behind_views(value) if isinstance(value, Node) else None
-        if made is not None and made.target in _ADDING:
-            yield made
-            yield from _sums_behind(_arguments(_OPERATORS[made.target], made))
-            return
+def _sums_behind(given: dict[str, Any]) -> int:
+    """As many calls, not yet decided, as an operand is the sum of, and theirs; up to two."""
+    count = 0
+    while count < 2:
+        adding = [call for name in ("input", "residual") if (call := _call_of_sum(given.get(name))) is not None]
+        if not adding:
+            break
+        given = _arguments(_OPERATORS[adding[0].target], adding[0])
+        count += 1
+    return count
+
+
+def _call_of_sum(value: Any) -> Node | None:
+    """Whose sum it is, perhaps through views."""
+    while isinstance(value, Node) and value.target is not operator.getitem and _is_view(value):
+        value = value.args[0]
+    if not isinstance(value, Node) or value.target is not operator.getitem or value.args[1] != 1:
+        return None
+    call = value.args[0]
+    return call if isinstance(call, Node) and call.target in _ADDING else None
 
 
 def _users(node: Node) -> Iterator[Node]:

@@ -8,7 +8,8 @@ in ``srmsnorm_undecided.*``. ``replacing`` decides, once Inductor has parted for
 from those of the operators in these names, and so do the keys of every cache of compiled code.
 
 Where nobody decides, a twin computes what its operator does. Under True, where the compiler is not Inductor, a call is
-the formula at once.
+the formula at once. Dynamo asks before any compiler does, and must find the layouts that the graph will have: so the
+formula stands for the operator only where its results lie as the operator's do.
 """
 
 import operator
@@ -20,6 +21,9 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_slot
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves
 
 from . import _dead_gradients, _library, inlining, reference  # noqa: F401  the operators
 
@@ -48,8 +52,9 @@ def _asking(name: str) -> Callable[..., Any]:
 
     def call(*args: Any, table: str, **kwargs: Any) -> Any:
         if table == inlining.everywhere and not _is_inductors():
-            function(*args, **kwargs)  # checks the arguments; nobody uses the result, and a compiler drops it
-            return formula(*args, eps=kwargs.get("eps"), dtype=_dtype(kwargs.get("dtype")))
+            kept = function(*args, **kwargs)  # checks the arguments; where nobody uses it, a compiler drops it
+            traced = formula(*args, eps=kwargs.get("eps"), dtype=_dtype(kwargs.get("dtype")))
+            return traced if _lie_alike(kept, traced) else kept
         before = getattr(_asked, "table", None)
         _asked.table = table
         try:
@@ -60,18 +65,26 @@ def _asking(name: str) -> Callable[..., Any]:
     return call
 
 
+def _lie_alike(kept: Any, traced: Any) -> bool:
+    """Whether results have the same strides, and are no subclasses whose parts may lie otherwise, as of DTensor."""
+    pairs = list(zip(tree_leaves(kept), tree_leaves(traced), strict=True))
+    if any(is_traceable_wrapper_subclass(tensor) for pair in pairs for tensor in pair):
+        return False
+    return all(statically_known_true(a == b) for x, y in pairs for a, b in zip(x.stride(), y.stride(), strict=True))
+
+
 def _dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else getattr(torch, name)
 
 
 def _is_inductors() -> bool:
-    """Whether Inductor makes the graph that is traced, and knows what to do with the calls in it."""
+    """Whether Inductor makes the graph that is traced, and will decide what becomes of the calls in it."""
     virtualized = sys.modules.get("torch._inductor.virtualized")
     if virtualized is None or not isinstance(virtualized.V.get_fake_mode(), FakeTensorMode):
         return False
     from . import replacing  # not before Inductor itself is here
 
-    return replacing.is_registered()
+    return replacing.decides()
 
 
 def _computing(name: str) -> Callable[..., Any]:
@@ -88,7 +101,7 @@ def _traced(mode: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, A
         return function, kwargs
     from . import replacing  # not before Inductor itself is here
 
-    if not replacing.is_registered():
+    if not replacing.decides():
         return function, kwargs
     return TWINS[function], {**kwargs, "table": table}
 
@@ -114,7 +127,8 @@ def _trace(mode: Any, function: Any, types: Any, args: tuple[Any, ...], kwargs: 
 _auto = torch.library.Library("srmsnorm_auto", "FRAGMENT")
 for _name in ("srms_norm", "add_srms_norm"):
     _auto.define(_schema(_name))
-    _auto.impl(_name, _asking(_name), "CompositeImplicitAutograd")
+    for _key in ("CompositeImplicitAutograd", "FuncTorchBatched"):  # the latter, as functorch would loop over samples
+        _auto.impl(_name, _asking(_name), _key)
 
 _undecided = torch.library.Library("srmsnorm_undecided", "FRAGMENT")
 for _name in (*_FORWARD, *_BACKWARD):

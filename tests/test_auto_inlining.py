@@ -174,19 +174,24 @@ def test_generated_backward(table, answer):
     assert len(codes) == 2 and [len(in_code(code)) for code in codes] == [0 if answer is FORMULA else 2] * 2
 
 
-def test_results_keep_their_strides(table):
+@pytest.mark.parametrize("choice", ["auto", True])
+def test_results_keep_their_strides(table, choice):
     """The operator's y of such rows is contiguous, the formula's is not, and the graph was made for the first."""
     table([FORMULA])
     x = samples.values((512, 6), FLOAT, "cpu").t()
 
     def function(x):
         y = srmsnorm.srms_norm(x, eps=EPS)
-        return y, y.view(-1), y.as_strided((8,), (1,))
+        return y, y.view(-1), y.as_strided((8,), (1,)), y.as_strided(y.size(), y.stride())  # the last by Dynamo
 
-    got, _, after = run_auto(function, [x])
+    compiled, _, after = decided(function)
+    with srmsnorm.inline_under_compile(choice):
+        got = run(compiled, [x])
+        alone = torch.compile(function, fullgraph=True, backend="aot_eager")(x)
     want = function(x)
-    assert [t.stride() for t in got[:3]] == [t.stride() for t in want]
-    assert_compiled(got[:3], want)
+    for results in (got[:4], alone):
+        assert [t.stride() for t in results] == [t.stride() for t in want]
+        assert_compiled(results, want)
     assert ours(after[0]) == ["srmsnorm._srms_norm.default"]
 
 
@@ -230,6 +235,20 @@ def test_sums_of_a_stream(training):
     name = "_add_srms_norm" if training else "add_srms_norm"
     assert ours(after[0]) == [f"srmsnorm.{name}.default"] * 2
     assert counters["srmsnorm"][f"{name}: formula"] == 2
+
+
+def test_what_is_no_sum_is_no_stream():
+    """y of the call before, which is written."""
+
+    def post_norms(y):
+        for _ in range(4):
+            y, _ = srmsnorm.add_srms_norm(y.sin(), y, eps=EPS)
+        return y
+
+    compiled, _, after = decided(post_norms)
+    with auto(), torch.no_grad():
+        compiled(operands(Kind(FLOAT, FLOAT))[0])
+    assert not ours(after[0])
 
 
 def test_what_the_table_is_told(table):
@@ -367,6 +386,29 @@ def test_formula_everywhere():
     assert len(codes) == 2 and not any(in_code(code) for code in codes)
     assert counters["srmsnorm"]["_add_srms_norm: formula"] == 1
     assert_compiled(got, run(block, tensors))
+
+
+@pytest.mark.parametrize("setting", ["pattern_matcher", "use_post_grad_passes"])
+@pytest.mark.parametrize("choice", ["auto", True])
+def test_inductor_without_its_passes(setting, choice):
+    """Nobody would decide: the operator, or the formula at once."""
+    x = samples.values(LONG, FLOAT, "cpu")
+    function = lambda x: srmsnorm.srms_norm(x, eps=EPS).sin()  # noqa: E731
+    options = {"force_disable_caches": True, setting: False}
+    with srmsnorm.inline_under_compile(choice), torch._inductor.config.patch(options), torch.no_grad():
+        got, (code,) = run_and_get_code(torch.compile(function, fullgraph=True), x)
+    assert in_code(code) == (["torch.ops.srmsnorm.srms_norm.default"] if choice == "auto" else [])
+    assert_compiled([got], [function(x)])
+
+
+@pytest.mark.parametrize("choice", ["auto", True])
+def test_vmap_is_one_call(choice):
+    x = samples.values((5, *LONG), FLOAT, "cpu")
+    function = lambda x: (torch.func.vmap(lambda t: srmsnorm.srms_norm(t, eps=EPS).sin(), 1)(x),)  # noqa: E731
+    compiled, before, _ = decided(function)
+    with srmsnorm.inline_under_compile(choice):
+        assert_compiled(compiled(x), function(x))
+    assert before[0].count("srmsnorm_undecided") == 1
 
 
 @pytest.mark.parametrize("name", ["eager", "aot_eager"])

@@ -187,6 +187,9 @@ def test_clusters_are_prefetched():
     assert plan("_srms_norm_backward_input", 65_536, BFLOAT, grad_sum=True)["ahead"] == 10  # 4 MB beside few writes
     assert plan("srms_norm", 65_536, gpu=A100)["ahead"] == 0
     wide = plan("gated_srms_norm", 65_536, gate_dtype=FLOAT), plan("gated_srms_norm", 65_536)
+    quantized = "srms_norm_quantized"  # 4 MB of 128 KB where that was measured, and 2 MB elsewhere or of 256
+    assert [plan(quantized, 65_536, gpu=gpu)["ahead"] for gpu in (H100, H200)] == [32, 16]
+    assert plan("add_srms_norm_quantized", 65_536)["ahead"] == 8
     assert [found["ahead"] for found in wide] == [10, 8]  # 4 MB of 384 KB, 2 MB of 256
     for read_twice in (plan("srms_norm", 65_536, in_phase=False), plan("srms_norm", 2**20)):
         assert read_twice["twice"] and read_twice["ahead"] == 0
