@@ -90,6 +90,7 @@ struct Bytes : SumBeside<Source, Source::Operands::kCount + 1> {
     scale = scale_of(rounded(total.largest * r));
   }
 
+  // The largest of this lane's group, of |h| or of the input as it lies: found before r is known.
   template <class Held, int vectors>
   __device__ __forceinline__ void survey(const Held (&held)[vectors]) {
     if (how.group == 0) return;
