@@ -2,8 +2,8 @@
 
 A row has four columns: which calls keep what they read in the L2 (``keep``), whether blocks are kept ``apart``,
 whether a wider y is ``streamed``, and whether rows that become bytes are prefetched ``far`` ahead. The neutral row has
-none of them. A hint must earn its place: the mean over the cells
-is better by more than noise, and nowhere slower than the neutral row by more than a cell may vary.
+none of them. A hint must earn its place: the mean over the cells is better by more than noise, and nowhere slower than
+the neutral row by more than a cell may vary.
 """
 
 import math

@@ -14,11 +14,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node, map_arg
-from torch.utils._pytree import tree_leaves
 
 from . import choosing, inlining, reference
 from ._dead_gradients import is_half_dead, keep_one
-from .undecided import TWINS
+from .undecided import TWINS, dtype_of, lie_alike
 
 __all__ = ["decides", "is_registered"]
 
@@ -59,7 +58,7 @@ def _decide(match: Any, *_: Any, **__: Any) -> None:
     if answer == "formula":
         function, tensors = _formula(call.operator, given)
         traced = _traced(match.graph, call.operator, given)
-        if not _lie_alike(node.meta["val"], traced):
+        if not lie_alike(node.meta["val"], map_arg(traced.graph.output_node().args, lambda node: node.meta["val"])):
             answer, reason = "operator", "the formula's results have other strides"
     _write_down(call, answer, reason)
     if answer == "formula":
@@ -75,15 +74,6 @@ def _decide(match: Any, *_: Any, **__: Any) -> None:
     match.graph.erase_node(node)
     if is_half_dead(same):
         keep_one(same)
-
-
-def _lie_alike(results: Any, traced: GraphModule) -> bool:
-    """Whether the formula's have the strides that the operator's have, of which the graph was made."""
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    formulas = map_arg(traced.graph.output_node().args, lambda node: node.meta["val"])
-    pairs = zip(*(tree_leaves(each) for each in (results, formulas)), strict=True)
-    return all(statically_known_true(a == b) for pair in pairs for a, b in zip(*map(Tensor.stride, pair), strict=True))
 
 
 def _arguments(kept: Any, node: Node) -> dict[str, Any]:
@@ -223,10 +213,6 @@ def _formula(name: str, given: dict[str, Any]) -> tuple[Callable[..., Any], list
     return lambda *tensors: formula(**dict(zip(names, tensors, strict=True)), **others), [given[key] for key in names]
 
 
-def _dtype(name: str | None, otherwise: torch.dtype) -> torch.dtype:
-    return otherwise if name is None else getattr(torch, name)
-
-
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(reference.accumulation_dtype(tensor.dtype))
 
@@ -235,7 +221,7 @@ def _norm(input: Tensor, residual: Tensor | None, eps: float | None, dtype: str 
     """y, h and rstd."""
     h = _wide(input) if residual is None else _wide(input) + _wide(residual)
     r = torch.rsqrt(h.square().mean(-1, keepdim=True) + (reference.default_eps(h.dtype) if eps is None else eps))
-    return (h * r).to(_dtype(dtype, input.dtype)), h, r.squeeze(-1)
+    return (h * r).to(dtype_of(dtype, input.dtype)), h, r.squeeze(-1)
 
 
 def _srms_norm(
@@ -262,14 +248,14 @@ def _gradient(grad_output: Tensor, y: Tensor, rstd: Tensor, grad_sum: Tensor | N
 def _backward_input(
     grad_output: Tensor, output: Tensor, rstd: Tensor, grad_sum: Tensor | None, dtype: str | None
 ) -> Tensor:
-    return _gradient(grad_output, output, rstd, grad_sum).to(_dtype(dtype, output.dtype))
+    return _gradient(grad_output, output, rstd, grad_sum).to(dtype_of(dtype, output.dtype))
 
 
 def _backward_pair(
     grad_output: Tensor, output: Tensor, rstd: Tensor, grad_sum: Tensor | None, dtype: str | None
 ) -> tuple[Tensor, Tensor]:
     dh = _gradient(grad_output, output, rstd, grad_sum)
-    return dh.to(_dtype(dtype, output.dtype)), dh
+    return dh.to(dtype_of(dtype, output.dtype)), dh
 
 
 def _backward_of_input(grad_output: Tensor, input: Tensor, rstd: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import _dead_gradients, _library, inlining, reference  # noqa: F401  the operators
 
-__all__ = ["TWINS"]
+__all__ = ["TWINS", "dtype_of", "lie_alike"]
 
 _ops = torch.ops.srmsnorm
 _FORWARD = ("srms_norm", "add_srms_norm", "_srms_norm", "_add_srms_norm")
@@ -53,8 +53,8 @@ def _asking(name: str) -> Callable[..., Any]:
     def call(*args: Any, table: str, **kwargs: Any) -> Any:
         if table == inlining.everywhere and not _is_inductors():
             kept = function(*args, **kwargs)  # checks the arguments; where nobody uses it, a compiler drops it
-            traced = formula(*args, eps=kwargs.get("eps"), dtype=_dtype(kwargs.get("dtype")))
-            return traced if _lie_alike(kept, traced) else kept
+            traced = formula(*args, eps=kwargs.get("eps"), dtype=dtype_of(kwargs.get("dtype")))
+            return traced if lie_alike(kept, traced) else kept
         before = getattr(_asked, "table", None)
         _asked.table = table
         try:
@@ -65,7 +65,7 @@ def _asking(name: str) -> Callable[..., Any]:
     return call
 
 
-def _lie_alike(kept: Any, traced: Any) -> bool:
+def lie_alike(kept: Any, traced: Any) -> bool:
     """Whether results have the same strides, and are no subclasses whose parts may lie otherwise, as of DTensor."""
     pairs = list(zip(tree_leaves(kept), tree_leaves(traced), strict=True))
     if any(is_traceable_wrapper_subclass(tensor) for pair in pairs for tensor in pair):
@@ -73,8 +73,8 @@ def _lie_alike(kept: Any, traced: Any) -> bool:
     return all(statically_known_true(a == b) for x, y in pairs for a, b in zip(x.stride(), y.stride(), strict=True))
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
-    return None if name is None else getattr(torch, name)
+def dtype_of(name: str | None, otherwise: torch.dtype | None = None) -> torch.dtype | None:
+    return otherwise if name is None else getattr(torch, name)
 
 
 def _is_inductors() -> bool:
