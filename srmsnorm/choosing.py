@@ -146,11 +146,14 @@ def choose(call: Call, table: str) -> tuple[Answer, str]:
     return "operator", "no reason"
 
 
+_DECIDING = ("choosing", "replacing", "formulas", "nodes", "undecided", "reference")
+
+
 def _name(rows: tuple[Row, ...]) -> str:
     """Goes into graphs, and so into the keys of PyTorch's caches of compiled code: equal for equal code alone."""
     digest = hashlib.sha256()
-    for file in ("choosing.py", "replacing.py", "undecided.py", "reference.py"):
-        digest.update((pathlib.Path(__file__).parent / file).read_bytes())
+    for name in _DECIDING:
+        digest.update((pathlib.Path(__file__).parent / f"{name}.py").read_bytes())
     for row in rows:
         digest.update(repr((row.reason, row.answer, _code(row.holds.__code__))).encode())
     return digest.hexdigest()[:16]

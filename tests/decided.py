@@ -8,6 +8,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import detect_fake_mode
 from torch._inductor import compile_fx  # noqa: F401  (where it is here, calls are left open)
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 from torch._inductor.fx_passes.post_grad import post_grad_passes
 from torch._inductor.virtualized import V
 
@@ -24,11 +25,16 @@ def backend(before, after):
         after.append(graph.graph)
         return make_boxed_func(graph)
 
+    def part(graph, inputs, **options):
+        """As Inductor does."""
+        joint_graph_passes(graph)
+        return min_cut_rematerialization_partition(graph, inputs, **options)
+
     parted = aot_autograd(
         fw_compiler=keep,
         bw_compiler=keep,
         inference_compiler=partial(keep, is_inference=True),
-        partition_fn=min_cut_rematerialization_partition,
+        partition_fn=part,
         decompositions=select_decomp_table(),
     )
 

@@ -1,5 +1,7 @@
 """What a call becomes that is replaced in Inductor's graphs: the formulas, and the graphs that they are traced into."""
 
+import re
+
 import pytest
 import samples
 import torch
@@ -7,9 +9,10 @@ from decided import decided, ours
 from graphs import run
 from samples import BFLOAT, FLOAT, HALF, Kind
 from tolerances import assert_compiled
+from torch._inductor.utils import run_and_get_code
 
 import srmsnorm
-from srmsnorm import choosing, replacing
+from srmsnorm import choosing, formulas
 from srmsnorm.undecided import TWINS
 
 EPS = 1e-3
@@ -35,7 +38,7 @@ def test_formulas(kind):
         seen.add(name)
         given = {a.name: a.default_value for a in twin._schema.arguments}
         given |= dict(zip(given, args, strict=False)) | kwargs
-        got, want = replacing._FORMULAS[name](**given), twin(*args, **kwargs)
+        got, want = formulas.FORMULAS[name](**given), twin(*args, **kwargs)
         got, want = ((results,) if isinstance(results, torch.Tensor) else results for results in (got, want))
         assert_compiled(got, want)
     assert seen
@@ -84,3 +87,20 @@ def test_operands_that_are_one(formula_everywhere):
         got = run(compiled, tensors)
     assert not ours(after[0]) and not ours(after[1])
     assert_compiled(got, run(norms, tensors))
+
+
+def test_what_generated_code_writes(formula_everywhere):
+    """Of a sum of many tensors, and of a gradient that is one: nothing in float32."""
+
+    def norms(x, stream, first, scales):
+        y, stream = srmsnorm.add_srms_norm(x, scales[0] * stream + scales[1] * first, eps=EPS)
+        return y * x, y * first, y.sin(), stream
+
+    shape = (6, 512)
+    tensors = [samples.values(shape, BFLOAT, "cpu", name=name) for name in ("x", "stream", "first")]
+    tensors.append(samples.values((2,), BFLOAT, "cpu", name="scales"))
+    with srmsnorm.inline_under_compile("auto"):
+        got, codes = run_and_get_code(run, torch.compile(norms, fullgraph=True), tensors)
+    assert_compiled(got, run(norms, tensors))
+    written = re.findall(r"empty_strided_cpu\((\(.*?\)), \(.*?\), torch\.(\w+)\)", "".join(codes))
+    assert (str(shape), "bfloat16") in written and (str(shape), "float32") not in written
