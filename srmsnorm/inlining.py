@@ -36,8 +36,9 @@ class inline_under_compile:
     :func:`srmsnorm.srms_norm`, :func:`srmsnorm.add_srms_norm`, :func:`srmsnorm.gated_srms_norm`, :func:`srmsnorm.rstd`,
     the quantised kin and of the modules that ``torch.compile`` or ``torch.export`` traces become the formula. The
     guarantees *same row, same bits* and *accuracy* are the compiler's then. Of :func:`srmsnorm.srms_norm`,
-    :func:`srmsnorm.add_srms_norm` and their module under Inductor, backward still keeps y and rstd, and has a formula
-    of its own; everything else is a trace of :mod:`srmsnorm.reference`, and what is kept is the compiler's choice.
+    :func:`srmsnorm.add_srms_norm` and their module under Inductor, backward has a formula of its own, and keeps what it
+    keeps under ``"auto"``; everything else is a trace of :mod:`srmsnorm.reference`, and what is kept is the compiler's
+    choice.
     The norm stays the operator where its formula's results would lie otherwise in memory (of a transposed input) or on
     a mesh. Inputs are checked all the same; eager calls and those in place stay as they are.
 
@@ -52,8 +53,9 @@ class inline_under_compile:
     ``"auto"`` leaves the choice to each call of :func:`srmsnorm.srms_norm`, :func:`srmsnorm.add_srms_norm` and their
     module: the operator stays in the graph through autograd, so that backward keeps y and rstd, and is then replaced,
     forward and backward apart, by the formula with the same results where a table of measured reasons
-    (``srmsnorm/choosing.py``) says so. Only Inductor asks the table; other backends, ``torch.export`` and the rest of
-    the operators keep the operator. What became what, under either: the logger ``"srmsnorm"``, level INFO, and
+    (``srmsnorm/choosing.py``) says so. Where a formula's y would be written for backward alone, that keeps the input
+    instead. Only Inductor asks the table; other backends, ``torch.export`` and the rest of the operators keep the
+    operator. What became what, under either: the logger ``"srmsnorm"``, level INFO, and
     ``torch._dynamo.utils.counters["srmsnorm"]``.
 
     Args:

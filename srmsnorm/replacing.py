@@ -1,6 +1,6 @@
 """Inductor's part of ``inline_under_compile("auto")`` and ``(True)``: after its graphs are parted, each undecided call
-becomes the operator or our own formula, which has the operator's operands and results. What backward keeps stays y and
-rstd.
+becomes the operator or our own formula, which has the operator's operands and results. So what backward keeps stays y
+and rstd, but where ``keeping`` has said otherwise.
 """
 
 import functools
@@ -28,12 +28,16 @@ _ADDING = [twin for twin, operator in _OPERATORS.items() if "add_" in operator._
 def is_registered() -> bool:
     """Registers with Inductor at the first call, behind its pass that drops dead gradients; whether that is done."""
     try:
+        from torch._inductor.fx_passes import joint_graph
         from torch._inductor.fx_passes.post_grad import pass_patterns
         from torch._inductor.pattern_matcher import CallFunctionVarArgs, Match, fwd_only, register_graph_pattern  # noqa: F401
 
         if not hasattr(Match, "replace_by_example"):
             raise AttributeError("Match.replace_by_example")
         register_graph_pattern(CallFunctionVarArgs([*_OPERATORS]), pass_dict=pass_patterns[1])(_decide)
+        from .keeping import BACKWARD, keep_input
+
+        register_graph_pattern(CallFunctionVarArgs([BACKWARD]), pass_dict=joint_graph.pass_patterns[0])(keep_input)
     except (ImportError, AttributeError, LookupError, TypeError) as error:
         inlining.warn_of(error)
         return False
@@ -114,6 +118,7 @@ def described(kept: Any, node: Node, given: dict[str, Any]) -> choosing.Call:
         mixed=len({value.dtype for value in (*values, *wide)}) > 1,
         pointwise_before=any(is_elementwise(behind_views(value)) for value in operands),
         pointwise_after=any(is_elementwise(reader) for reader in readers(node)),
+        written=_is_written(node, several=isinstance(node.meta["val"], (tuple, list))),
         grad_sum=given.get("grad_sum") is not None,
         sums=_sums_behind(given),
     )
@@ -121,6 +126,11 @@ def described(kept: Any, node: Node, given: dict[str, Any]) -> choosing.Call:
 
 def _known(size: Any) -> int | None:
     return size if isinstance(size, int) else None
+
+
+def _is_written(node: Node, several: bool) -> bool:
+    firsts = [user for user in node.users if user.args[1] == 0] if several else [node]
+    return any(not is_elementwise(reader) for first in firsts for reader in readers(first))
 
 
 def _sums_behind(given: dict[str, Any]) -> int:

@@ -1,0 +1,237 @@
+"""What backward keeps of a norm under inline_under_compile("auto"): y, or the norm's input where y would be kept for
+nothing else."""
+
+import inspect
+import logging
+from functools import partial
+
+import pytest
+import samples
+import torch
+from decided import decided, ours
+from graphs import run
+from samples import FLOAT
+from tolerances import assert_compiled
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache, run_and_get_code
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+import srmsnorm
+from srmsnorm import choosing
+from srmsnorm.nodes import behind_views
+
+ROWS, HEADS, DIM = 6, 4, 64
+FORMULA = choosing.Row("all", lambda call: True, "formula", "")
+OPERATOR = choosing.Row("all", lambda call: True, "operator", "")
+KEEPS_INPUT = "_srms_norm_backward_of_input: formula"
+
+auto = partial(srmsnorm.inline_under_compile, "auto")
+norm = partial(srmsnorm.srms_norm, eps=1e-3)
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+@pytest.fixture(autouse=True)
+def table():
+    counters.clear()
+    with auto():
+        pass
+    choosing.use(choosing.TABLE)
+    yield choosing.use
+    choosing.use(choosing.TABLE)
+
+
+def operands(device="cpu", function=None, rows=ROWS):
+    """Tokens and a packed projection; for functions that take three, another one of what is made of a head."""
+    width = HEADS * DIM
+    shapes = {"x": (rows, width), "w": (width, 3 * width), "u": (DIM, DIM)}
+    taken = inspect.signature(function or attention).parameters
+    return [samples.values(shapes[name], FLOAT, device, name=name) * 0.3 for name in taken]
+
+
+def heads(x, w):
+    return [part.unflatten(-1, (HEADS, DIM)) for part in (x @ w).chunk(3, -1)]
+
+
+def rotated(x):
+    """By a constant angle."""
+    a, b = x.float().chunk(2, -1)
+    return torch.cat([a * 0.8 - b * 0.6, b * 0.8 + a * 0.6], -1).to(x.dtype)
+
+
+def scaled(y):
+    """Each element by a number of its own: the gradient is not along y."""
+    return y * torch.linspace(0.5, 1.5, y.shape[-1], device=y.device)
+
+
+def scores(q, k, v):
+    """As attention: backward reads all three."""
+    return torch.einsum("thd,shd->hts", q, k) @ v.transpose(0, 1)
+
+
+def attention(x, w):
+    q, k, v = heads(x, w)
+    return (scores(rotated(norm(q)), rotated(norm(k)), v),)
+
+
+def run_auto(function, tensors, **options):
+    """Outputs and gradients; the graphs behind Inductor's passes, forward first."""
+    compiled, _, after = decided(function, **options)
+    with auto():
+        got = run(compiled, tensors)
+    return got, after
+
+
+def elements_kept(graph):
+    """Of the memory that forward keeps for backward and has made itself."""
+    (outputs,) = graph.output_node().args
+    made = {behind_views(node) for node in outputs[1:] if isinstance(node, torch.fx.Node)}
+    values = [node.meta["val"] for node in made if node.op != "placeholder"]
+    return sum(value.numel() for results in values for value in tree_leaves(results))
+
+
+# ---- the input is kept
+
+
+def test_rotated_queries(device):
+    """The second time for any number of rows."""
+    compiled, _, after = decided(attention)
+    for i, rows in enumerate((ROWS, ROWS + 4, ROWS + 5)):
+        tensors = operands(device, rows=rows)
+        with auto():
+            got = run(compiled, tensors)
+        assert_compiled(got, run(attention, tensors))
+        assert counters["srmsnorm"][KEEPS_INPUT] == min(2 * (i + 1), 4)
+    assert not any(ours(graph) for graph in after)
+
+
+def test_what_is_kept(table):
+    """The projection and what the rotation makes, and no y: of queries and of keys."""
+    _, (forward, _) = run_auto(attention, operands())
+    table([OPERATOR])
+    _, (by_operator, _) = run_auto(attention, operands())
+    assert elements_kept(by_operator) - elements_kept(forward) == 2 * ROWS * HEADS * DIM
+
+
+def test_generated_code(device):
+    """Inductor's own, and none of our operators."""
+    tensors = operands(device)
+    with auto(), fresh_cache():  # code that is found there was counted before
+        got, codes = run_and_get_code(run, torch.compile(attention, fullgraph=True), tensors)
+    assert_compiled(got, run(attention, tensors))
+    assert len(codes) == 2 and counters["srmsnorm"][KEEPS_INPUT] == 2
+    assert not any("torch.ops.srmsnorm" in code for code in codes)
+
+
+def whole(x, w):
+    """All of a product, which nothing else reads."""
+    return (scaled(norm(x @ w[:, :DIM])),)
+
+
+def behind_a_product(x, w, u):
+    """What is made of y is written, as a product reads it; and so backward need not make it again."""
+    return (scaled(norm(x @ w[:, :DIM])) @ u,)
+
+
+def post_norm(x, w):
+    """Long rows: y is added to the stream, and read by nothing else."""
+    return (scaled(x + norm(x @ w[:, : HEADS * DIM])),)
+
+
+@pytest.mark.parametrize("function", [whole, behind_a_product, post_norm])
+def test_input_is_kept(function):
+    tensors = operands(function=function)
+    got, _ = run_auto(function, tensors)
+    assert_compiled(got, run(function, tensors))
+    assert counters["srmsnorm"][KEEPS_INPUT] == 1
+
+
+# ---- y is kept
+
+
+def returned(x, w):
+    y = norm(x @ w[:, :DIM])
+    return y, scaled(y)
+
+
+def squared(x, w):
+    """Backward reads y itself."""
+    return (norm(x @ w[:, :DIM]).square(),)
+
+
+def beside_another(x, w):
+    """Backward reads y for the gradient of what it is multiplied with."""
+    width = HEADS * DIM
+    return (norm(w[:ROWS, :width] @ w[:, :width]) * x,)
+
+
+def made_again(x, w):
+    """Backward reads what is made of y, which forward does not write."""
+    return (scaled(norm(x @ w[:, :DIM])).sin(),)
+
+
+def of_a_product(x, w, u):
+    return (norm(x @ w[:, :DIM]) @ u,)
+
+
+def of_an_elementwise(x, w):
+    """Nobody writes the input."""
+    return (scaled(norm((x @ w[:, :DIM]) * 3)),)
+
+
+def of_an_operand(x):
+    return (scaled(norm(x)),)
+
+
+def of_a_part(x, w):
+    """What lies beside the input is not kept."""
+    return (scaled(norm((x @ w)[:, :DIM])),)
+
+
+def of_a_sum(x, w):
+    return (scaled(srmsnorm.srms_norm(x @ w[:, :DIM], x[:, :DIM], eps=1e-3)),)
+
+
+def in_another_dtype(x, w):
+    return (scaled(norm(x @ w[:, :DIM], dtype=torch.float16)),)
+
+
+def in_a_checkpoint(x, w):
+    """A policy may be about the norm, or about the product."""
+    return (checkpoint(lambda x: scaled(norm(x)), x @ w[:, :DIM], use_reentrant=False),)
+
+
+def behind_a_checkpoint(x, w):
+    return (scaled(norm(checkpoint(lambda x: x @ w[:, :DIM], x, use_reentrant=False))),)
+
+
+KEEPING_Y = [
+    returned, squared, beside_another, made_again, of_a_product, of_an_elementwise, of_an_operand, of_a_part, of_a_sum,
+    in_another_dtype, in_a_checkpoint, behind_a_checkpoint,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", KEEPING_Y, ids=lambda function: function.__name__)
+def test_y_is_kept(function):
+    tensors = operands(function=function)
+    got, _ = run_auto(function, tensors)
+    assert_compiled(got, run(function, tensors))
+    assert KEEPS_INPUT not in counters["srmsnorm"]
+    assert any("backward" in name for name in counters["srmsnorm"])
+
+
+# ---- who decides, and where it is seen
+
+
+def test_table_decides(table):
+    """An operator writes y whatever reads it."""
+    table([OPERATOR])
+    run_auto(attention, operands())
+    assert KEEPS_INPUT not in counters["srmsnorm"]
+
+
+def test_logged(caplog):
+    with caplog.at_level(logging.INFO, logger="srmsnorm"):
+        run_auto(attention, operands())
+    line = f"_srms_norm_backward_of_input of {ROWS * HEADS} rows of {DIM}: formula (y would be kept for it alone)"
+    assert caplog.messages.count(line) == 2
