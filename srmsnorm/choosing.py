@@ -111,8 +111,8 @@ TABLE: tuple[Row, ...] = (
         lambda call: call.sums > 1,
         "operator",
         "Generated code adds up again what it has not written, and keeps all that it is made of. Compiled as a whole, "
-        "the formula last: TransNormer, forward 0.992 and 352 MiB for 0.984 and 480, training 1.012 for 0.999; "
-        "QK-norm GPT 1.041 and 224 MiB for 1.026 and 384; Llama 4 0.991 and 320 MiB for 0.967 and 416",
+        "the formula last: TransNormer, forward 0.996 and 352 MiB for 0.987 and 448, training 1.010 for 1.012; "
+        "QK-norm GPT 0.998 and 224 MiB for 0.987 and 320; Llama 4 1.018 and 352 MiB for 0.992 and 384",
     ),
     Row(
         "long rows",
