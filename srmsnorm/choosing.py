@@ -26,14 +26,14 @@ class Call(NamedTuple):
 
     operator: str  # its name, as "_add_srms_norm"
     backward: bool
-    training: bool  # a backward, or a forward whose y and rstd a backward keeps
+    training: bool  # a backward, or a forward whose y or input, and rstd, a backward keeps
     dim: Any  # int | None
     rows: int | None
     unit_stride: bool  # of the last dimension, of every operand
     mixed: bool  # operands and results of more than one dtype, rstd aside
     pointwise_before: bool  # an operand comes from an elementwise operation, a cast too, perhaps through views
     pointwise_after: bool  # a result goes to one
-    written: bool  # the first result, y or the input's gradient, is read by something not elementwise, or returned
+    written: bool  # the first result is read by something not elementwise, or returned, or made again in backward
     grad_sum: bool  # a backward with a gradient of the sum
     sums: int  # that an operand is of, in the same graph: it, and what it was added to; 2 for more
 

@@ -51,12 +51,11 @@ class inline_under_compile:
     A compiled function that is called under another choice is compiled once more.
 
     ``"auto"`` leaves the choice to each call of :func:`srmsnorm.srms_norm`, :func:`srmsnorm.add_srms_norm` and their
-    module: the operator stays in the graph through autograd, so that backward keeps y and rstd, and is then replaced,
-    forward and backward apart, by the formula with the same results where a table of measured reasons
-    (``srmsnorm/choosing.py``) says so. Where a formula's y would be written for backward alone, that keeps the input
-    instead. Only Inductor asks the table; other backends, ``torch.export`` and the rest of the operators keep the
-    operator. What became what, under either: the logger ``"srmsnorm"``, level INFO, and
-    ``torch._dynamo.utils.counters["srmsnorm"]``.
+    module: the operator stays in the graph through autograd, and is then replaced, forward and backward apart, by the
+    formula with the same results where a table of measured reasons (``srmsnorm/choosing.py``) says so. Backward keeps y
+    and rstd, or the input and rstd where a formula's y would be written for backward alone. Only Inductor asks the
+    table; other backends, ``torch.export`` and the rest of the operators keep the operator. What became what, under
+    either: the logger ``"srmsnorm"``, level INFO, and ``torch._dynamo.utils.counters["srmsnorm"]``.
 
     Args:
         enable: whether to inline, or ``"auto"``.

@@ -3,9 +3,9 @@ nothing but that.
 
 Of queries that are normalized and then rotated, attention keeps what the rotation makes, and y is an operand of the
 norm's backward alone. Their projection wrote the norm's input, in memory that is kept for the values that lie beside
-it. So backward is the formula of that input and rstd, and in forward nothing is left of y to write. Speedrun GPT on an
-H100, training: 2342 MiB for 2598, and 2470 with F.rms_norm. Its norms, and what is fused with them, take 2.02 ms a step
-for 2.29, a third of that by the rule of ``formulas``.
+it; or else the input may take y's place. So backward is the formula of the input and rstd, and the formula of forward
+has no y to write. Speedrun GPT on an H100, training: 2342 MiB for 2598, and 2470 with F.rms_norm. Its norms, and what
+is fused with them, take 2.02 ms a step for 2.29, a third of that by the rule of ``formulas``.
 """
 
 import operator
@@ -19,8 +19,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from . import choosing
 from .formulas import formula, traced
 from .nodes import is_elementwise, is_view, readers
-from .replacing import arguments_of, described, write_down
-from .undecided import TWINS, lie_alike
+from .replacing import arguments_of, described, may_stand_for, name_of, write_down
+from .undecided import TWINS
 
 __all__ = ["BACKWARD", "keep_input"]
 
@@ -40,24 +40,26 @@ def keep_input(match: Any, *_: Any, **__: Any) -> None:
     forward = _forward_of(node)
     if forward is None or not _is_kept_product(forward.args[0]) or not _is_for_backward_alone(node.args[1], node):
         return
-    call = described(_NORM, forward, arguments_of(_NORM, forward))._replace(written=False)
+    given = arguments_of(_NORM, forward)
+    call = described(_NORM, forward, given)._replace(written=False)
     if choosing.choose(call, node.kwargs["table"])[0] != "formula":
         return
-    name = _OF_INPUT._schema.name.removeprefix("srmsnorm::")
+    name = name_of(_OF_INPUT)
     operands = {"grad_output": node.args[0], "input": forward.args[0], "rstd": node.args[2]}
     trace = traced(match.graph, name, operands)
-    result: Any = trace.graph.output_node().args[0]
-    if lie_alike(node.meta["val"], result.meta["val"]):
+    if may_stand_for(node, trace) and may_stand_for(forward, traced(match.graph, name_of(_NORM), given)):
         write_down(call._replace(operator=name), "formula", "y would be kept for it alone")
         function, tensors = formula(name, operands)
         match.replace_by_example(function, tensors, trace_fn=lambda function, values: trace)
 
 
 def _forward_of(node: Any) -> Any:
-    """Whose y and rstd a backward reads; of one operand, whose dtype all results have, and which activation
-    checkpointing says nothing about."""
+    """Whose y and rstd a backward reads, which depends on a gradient; of one operand, whose dtype all results have, and
+    which activation checkpointing says nothing about."""
     forward = node.args[1].args[0] if node.args[1].target is operator.getitem else None
-    if not isinstance(forward, Node) or forward.target is not TWINS[_NORM] or "recompute" in forward.meta:
+    if not isinstance(forward, Node) or forward.target is not TWINS[_NORM] or not _is_of_backward(node):
+        return None
+    if "recompute" in forward.meta:
         return None
     if any((node.args[1 + i].target, node.args[1 + i].args) != (operator.getitem, (forward, i)) for i in (0, 1)):
         return None
@@ -67,33 +69,52 @@ def _forward_of(node: Any) -> Any:
 
 
 def _is_kept_product(input: Node) -> bool:
-    """Of a matrix product: all of it, or a part where something else of backward reads that or another part."""
+    """Of a matrix product: all of it, or a part where something else of backward reads that or another part. Not of
+    one that is returned: eager code may write into that before backward."""
     product: Any = input
-    while is_view(product):
+    while is_view(product) and product.target is not _aten.as_strided.default:
         product = product.args[0]
     if product.target not in _PRODUCTS or "recompute" in product.meta:
         return False
+    read = [*readers(product, is_view)]
+    if any(reader.op == "output" for reader in read):
+        return False
     if statically_known_true(product.meta["val"].numel() == input.meta["val"].numel()):
         return True
-    return any(map(_is_of_backward, readers(product)))
+    return any(map(_is_of_backward, read))
 
 
 def _is_for_backward_alone(y: Node, backward: Node) -> bool:
-    """Whether forward reads y in elementwise operations alone, and nothing else of backward reads it, or what such
-    operations make of it and do not write: the latter might be made again from y."""
+    """Whether forward reads y in elementwise operations alone, and backward can do without y: it reads neither y, nor
+    what such operations make of it, but where that is kept for an operation that is no part of generated code."""
     forward = [reader for reader in readers(y) if reader is not backward]
-    if not forward or any(_is_of_backward(reader) or not is_elementwise(reader) for reader in forward):
+    if not forward or not all(_is_fused(reader) for reader in forward):
         return False
     seen = {*forward}
     while forward:
-        made = forward.pop()
-        of_forward = [reader for reader in readers(made) if not _is_of_backward(reader)]
-        fused = [reader for reader in of_forward if is_elementwise(reader)]
-        if len(fused) == len(of_forward) and any(map(_is_of_backward, readers(made))):
+        read = [*readers(forward.pop())]
+        of_backward = [*filter(_is_of_backward, read)]
+        if any(map(_is_apart, of_backward)):
+            continue  # what is made of that can be made of that again
+        of_forward = [reader for reader in read if reader not in of_backward]
+        fused = [*filter(_is_fused, of_forward)]
+        if of_backward or not all(reader in fused or _is_apart(reader) for reader in of_forward):
             return False
         forward += [reader for reader in fused if reader not in seen]
         seen.update(fused)
     return True
+
+
+def _is_fused(reader: Node) -> bool:
+    """In forward; where activation checkpointing says nothing about it."""
+    return is_elementwise(reader) and not _is_of_backward(reader) and "recompute" not in reader.meta
+
+
+def _is_apart(reader: Node) -> bool:
+    """Reads its operands in memory: a product, attention, somebody's own operator; or returns them."""
+    if reader.op == "output" or reader.target in _PRODUCTS or "attention" in str(reader.target):
+        return "recompute" not in reader.meta
+    return getattr(reader.target, "namespace", "aten") not in ("aten", "prims") and "recompute" not in reader.meta
 
 
 _parts: WeakKeyDictionary[Graph, set[str]] = WeakKeyDictionary()

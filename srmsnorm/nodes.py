@@ -1,17 +1,18 @@
-"""What stands beside a node of a graph, seen past what only hands a value on."""
+"""What stands beside a node of a graph, seen past views, or past copies as well."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.fx import Node
 
 __all__ = ["behind_views", "is_elementwise", "is_passed_on", "is_view", "readers"]
 
-_PASSED_ON = (torch.ops.aten.clone.default, torch.ops.aten.cat.default)  # what Inductor fuses as it does a view
+_COPIES = (torch.ops.aten.clone.default, torch.ops.aten.cat.default)  # in memory of their own
 
 
 def is_view(node: Node) -> bool:
+    """In the same memory; a result of several, too."""
     return node.target is operator.getitem or getattr(node.target, "is_view", False)
 
 
@@ -21,7 +22,8 @@ def is_elementwise(node: Node) -> bool:
 
 
 def is_passed_on(node: Node) -> bool:
-    return is_view(node) or node.target in _PASSED_ON
+    """A view or a copy: Inductor fuses what is before it with what is behind."""
+    return is_view(node) or node.target in _COPIES
 
 
 def behind_views(node: Node) -> Node:
@@ -30,10 +32,10 @@ def behind_views(node: Node) -> Node:
     return node
 
 
-def readers(node: Node) -> Iterator[Node]:
-    """Of its values: who asks for a size reads none."""
+def readers(node: Node, past: Callable[[Node], bool] = is_passed_on) -> Iterator[Node]:
+    """Of its values, past views, and past copies unless told otherwise: who asks for a size reads none."""
     for user in node.users:
-        if is_passed_on(user):
-            yield from readers(user)
+        if past(user):
+            yield from readers(user, past)
         elif not isinstance(user.meta.get("val"), (int, torch.SymInt)):
             yield user

@@ -9,7 +9,7 @@ import math
 import operator
 from typing import Any
 
-from torch.fx import Node, map_arg
+from torch.fx import GraphModule, Node, map_arg
 
 from . import choosing, inlining
 from ._dead_gradients import is_half_dead, keep_one
@@ -17,7 +17,7 @@ from .formulas import formula, traced
 from .nodes import behind_views, is_elementwise, is_passed_on, readers
 from .undecided import TWINS, lie_alike
 
-__all__ = ["arguments_of", "decides", "described", "is_registered", "write_down"]
+__all__ = ["arguments_of", "decides", "described", "is_registered", "may_stand_for", "name_of", "write_down"]
 
 _log = logging.getLogger("srmsnorm")
 _OPERATORS = {twin: operator for operator, twin in TWINS.items()}
@@ -60,7 +60,7 @@ def _decide(match: Any, *_: Any, **__: Any) -> None:
     if answer == "formula":
         function, tensors = formula(call.operator, given)
         trace = traced(match.graph, call.operator, given)
-        if not lie_alike(node.meta["val"], map_arg(trace.graph.output_node().args, lambda node: node.meta["val"])):
+        if not may_stand_for(node, trace):
             answer, reason = "operator", "the formula's results have other strides"
     write_down(call, answer, reason)
     if answer == "formula":
@@ -76,6 +76,15 @@ def _decide(match: Any, *_: Any, **__: Any) -> None:
     match.graph.erase_node(node)
     if is_half_dead(same):
         keep_one(same)
+
+
+def may_stand_for(node: Node, trace: GraphModule) -> bool:
+    """Whether the formula's results lie as those of the call do."""
+    return lie_alike(node.meta["val"], map_arg(trace.graph.output_node().args, lambda node: node.meta["val"]))
+
+
+def name_of(kept: Any) -> str:
+    return str(kept._schema.name.removeprefix("srmsnorm::"))
 
 
 def arguments_of(kept: Any, node: Node) -> dict[str, Any]:
@@ -104,7 +113,7 @@ def described(kept: Any, node: Node, given: dict[str, Any]) -> choosing.Call:
     operands = [value for name, value in given.items() if isinstance(value, Node) and name != "rstd"]
     values = [value.meta["val"] for value in operands]
     *leading, dim = values[0].shape
-    name = kept._schema.name.removeprefix("srmsnorm::")
+    name = name_of(kept)
     results = node.meta["val"]
     results = results if isinstance(results, (tuple, list)) else [results]
     wide = [result for result in results if result.ndim == len(leading) + 1]
@@ -118,7 +127,7 @@ def described(kept: Any, node: Node, given: dict[str, Any]) -> choosing.Call:
         mixed=len({value.dtype for value in (*values, *wide)}) > 1,
         pointwise_before=any(is_elementwise(behind_views(value)) for value in operands),
         pointwise_after=any(is_elementwise(reader) for reader in readers(node)),
-        written=_is_written(node, several=isinstance(node.meta["val"], (tuple, list))),
+        written="recompute" in node.meta or _is_written(node, isinstance(node.meta["val"], (tuple, list))),
         grad_sum=given.get("grad_sum") is not None,
         sums=_sums_behind(given),
     )

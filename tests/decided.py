@@ -20,6 +20,8 @@ def backend(before, after):
     def keep(graph, inputs, is_inference=False):
         before.append(str(graph.graph))
         with V.set_fake_mode(detect_fake_mode(inputs)):
+            if is_inference:
+                joint_graph_passes(graph)
             post_grad_passes(graph, is_inference)
         graph.recompile()
         after.append(graph.graph)

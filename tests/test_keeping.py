@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import srmsnorm
 from srmsnorm import choosing
-from srmsnorm.nodes import behind_views
+from srmsnorm.nodes import is_view
 
 ROWS, HEADS, DIM = 6, 4, 64
 FORMULA = choosing.Row("all", lambda call: True, "formula", "")
@@ -88,6 +88,13 @@ def elements_kept(graph):
     made = {behind_views(node) for node in outputs[1:] if isinstance(node, torch.fx.Node)}
     values = [node.meta["val"] for node in made if node.op != "placeholder"]
     return sum(value.numel() for results in values for value in tree_leaves(results))
+
+
+def behind_views(node):
+    """Past views alone: a copy has memory of its own."""
+    while is_view(node):
+        node = node.args[0]
+    return node
 
 
 # ---- the input is kept
@@ -188,6 +195,11 @@ def of_a_part(x, w):
     return (scaled(norm((x @ w)[:, :DIM])),)
 
 
+def of_a_product_that_is_returned(x, w):
+    product = x @ w[:, :DIM]
+    return scaled(norm(product)), product.unsqueeze(0)
+
+
 def of_a_sum(x, w):
     return (scaled(srmsnorm.srms_norm(x @ w[:, :DIM], x[:, :DIM], eps=1e-3)),)
 
@@ -206,8 +218,8 @@ def behind_a_checkpoint(x, w):
 
 
 KEEPING_Y = [
-    returned, squared, beside_another, made_again, of_a_product, of_an_elementwise, of_an_operand, of_a_part, of_a_sum,
-    in_another_dtype, in_a_checkpoint, behind_a_checkpoint,
+    returned, squared, beside_another, made_again, of_a_product, of_an_elementwise, of_an_operand, of_a_part,
+    of_a_product_that_is_returned, of_a_sum, in_another_dtype, in_a_checkpoint, behind_a_checkpoint,
 ]  # fmt: skip
 
 
@@ -220,7 +232,103 @@ def test_y_is_kept(function):
     assert any("backward" in name for name in counters["srmsnorm"])
 
 
+def read_by_its_mean(x, w):
+    """Forward reads what is made of y in an operation that keeps nothing of it."""
+    z = scaled(norm(x @ w[:, :DIM]))
+    return (z * z.mean(-1, keepdim=True),)
+
+
+def beside_a_constant_product(x, w):
+    z = scaled(norm(x @ w[:, :DIM]))
+    return z @ torch.ones(DIM, 2), (z * w[:ROWS, :DIM]).sin()
+
+
+def rolled(x, w):
+    """Backward reads what another part of generated code makes."""
+    return (scaled(norm(x @ w[:, :DIM])).roll(1, 1).sin(),)
+
+
+def copied_values(x, w):
+    """What backward reads beside the input is a copy in other memory."""
+    q, _, v = (x @ w).chunk(3, -1)
+    q = scaled(norm(q))
+    return ((q @ q.t()) @ v.contiguous(),)
+
+
+def behind_other_values(x, w):
+    q, _, v = (x @ w).chunk(3, -1)
+    q = scaled(norm(q))
+    return (torch.nn.functional.pad(q @ q.t(), (1, 0)) @ torch.cat([v[:1] * 2, v]),)
+
+
+def before_a_checkpoint(x, w, u):
+    """y is the operand of the region."""
+    return (checkpoint(lambda y: scaled(y) @ u, norm(x @ w[:, :DIM]), use_reentrant=False),)
+
+
+def overlapping(x, w):
+    return (scaled(norm((x @ w[:, :DIM]).as_strided((2 * ROWS, DIM // 2), (DIM // 2, 1)))),)
+
+
+def transposed(x, w):
+    """The formula's y would lie otherwise than the operator's, which stays."""
+    return (scaled(norm((x @ w[:, :DIM]).t())),)
+
+
+NOT_LESS = [
+    read_by_its_mean, beside_a_constant_product, rolled, copied_values, behind_other_values, before_a_checkpoint,
+    overlapping, transposed,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", NOT_LESS, ids=lambda function: function.__name__)
+def test_no_more_is_kept(table, function):
+    """Where the input would take more memory, or nothing would be gained: as much as by the operator."""
+    tensors = operands(function=function)
+    got, (forward, _) = run_auto(function, tensors)
+    assert_compiled(got, run(function, tensors))
+    assert KEEPS_INPUT not in counters["srmsnorm"]
+    table([OPERATOR])
+    _, (by_operator, _) = run_auto(function, tensors)
+    assert elements_kept(forward) == elements_kept(by_operator)
+
+
+def test_made_again_by_the_same_code():
+    """In a checkpoint, a norm of short rows is the operator in forward and where backward makes it again."""
+
+    def function(x, w, u):
+        return (checkpoint(lambda x: scaled(norm(x @ w[:, :DIM])) @ u, x, use_reentrant=False),)
+
+    run_auto(function, operands(function=behind_a_product))
+    assert counters["srmsnorm"] == {"_srms_norm: operator": 2, "_srms_norm_backward_input: operator": 1}
+
+
+def test_no_gradient_is_given():
+    """A gradient within the graph: nothing is kept for it."""
+    function = lambda x, w: torch.func.grad(lambda x: norm(x @ w[:, :DIM]).sin().sum())(x)  # noqa: E731
+    compiled, _, _ = decided(function)
+    tensors = operands()
+    with auto(), torch.no_grad():
+        assert_compiled([compiled(*tensors)], [function(*tensors)])
+    assert KEEPS_INPUT not in counters["srmsnorm"]
+
+
 # ---- who decides, and where it is seen
+
+
+def test_a_product_may_be_written_into():
+    """It is the caller's."""
+    tensors = operands()
+    compiled, _, _ = decided(of_a_product_that_is_returned)
+    gradients = []
+    for function in (compiled, of_a_product_that_is_returned):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        with auto():
+            y, product = function(*leaves)
+        with torch.no_grad():
+            product.add_(1)
+        gradients.append(torch.autograd.grad(y.square().sum(), leaves))
+    assert_compiled(*gradients)
 
 
 def test_table_decides(table):
