@@ -72,10 +72,10 @@ def _sum(input: Tensor, residual: Tensor | None) -> Tensor:
 def _srms_norm(
     input: Tensor, residual: Tensor | None, eps: float | None, dtype: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """y and rstd."""
-    mean = _sum(input, residual).square().mean(-1, keepdim=True)
+    """y and rstd, which is no view: so Inductor writes it before y, and does not make it again for each element."""
+    mean = _sum(input, residual).square().mean(-1)
     r = torch.rsqrt(mean + (reference.default_eps(mean.dtype) if eps is None else eps))
-    return (_sum(input, residual) * r).to(dtype_of(dtype, input.dtype)), r.squeeze(-1)
+    return (_sum(input, residual) * r.unsqueeze(-1)).to(dtype_of(dtype, input.dtype)), r
 
 
 def _add_srms_norm(

@@ -104,3 +104,4 @@ def test_what_generated_code_writes(formula_everywhere):
     assert_compiled(got, run(norms, tensors))
     written = re.findall(r"empty_strided_cpu\((\(.*?\)), \(.*?\), torch\.(\w+)\)", "".join(codes))
     assert (str(shape), "bfloat16") in written and (str(shape), "float32") not in written
+    assert [dtype for _, dtype in written].count("float32") == 2  # rstd, and backward's means: no sum of squares
