@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from . import choosing
 from .formulas import formula, traced
-from .nodes import is_elementwise, is_view, readers
+from .nodes import is_copy, is_elementwise, is_view, readers
 from .replacing import arguments_of, described, may_stand_for, name_of, write_down
 from .undecided import TWINS
 
@@ -38,7 +38,7 @@ def keep_input(match: Any, *_: Any, **__: Any) -> None:
     """Of a backward that is still in one graph with its forward."""
     node = match.output_node()
     forward = _forward_of(node)
-    if forward is None or not _is_kept_product(forward.args[0]) or not _is_for_backward_alone(node.args[1], node):
+    if forward is None or not _is_kept_product(forward) or not _is_for_backward_alone(node.args[1], node):
         return
     given = arguments_of(_NORM, forward)
     call = described(_NORM, forward, given)._replace(written=False)
@@ -68,31 +68,45 @@ def _forward_of(node: Any) -> Any:
     return forward if all(other is None for other in others) else None
 
 
-def _is_kept_product(input: Node) -> bool:
-    """Of a matrix product: all of it, or a part where something else of backward reads that or another part. Not of
-    one that is returned: eager code may write into that before backward."""
-    product: Any = input
+def _is_kept_product(forward: Any) -> bool:
+    """Whether the norm is of a matrix product: of all of it, or of a part where an operation of backward that is no
+    part of generated code reads that or another part. Not of one that is returned: eager code may write into that."""
+    input = forward.args[0]
+    product = input
     while is_view(product) and product.target is not _aten.as_strided.default:
         product = product.args[0]
     if product.target not in _PRODUCTS or "recompute" in product.meta:
         return False
     read = [*readers(product, is_view)]
-    if any(reader.op == "output" for reader in read):
+    if any(reader.op == "output" for reader in read) or _is_computed_twice(forward):
         return False
     if statically_known_true(product.meta["val"].numel() == input.meta["val"].numel()):
         return True
-    return any(map(_is_of_backward, read))
+    return any(_is_of_backward(reader) and _is_apart(reader) for reader in read)
+
+
+def _is_computed_twice(forward: Any) -> bool:
+    """Inductor makes one of what is computed twice: then the other one's backward may read y."""
+    norms = forward.graph.find_nodes(op="call_function", target=forward.target)
+    return any(other is not forward and _origin(other) == _origin(forward) for other in norms)
+
+
+def _origin(value: Any) -> str:
+    """A norm, a product or a view, in words: equal for equal ones of the same operands."""
+    if not isinstance(value, Node) or not (value.target in (TWINS[_NORM], *_PRODUCTS) or is_view(value)):
+        return str(value)
+    return f"{value.target}({', '.join(map(_origin, value.args))}, {value.kwargs})"
 
 
 def _is_for_backward_alone(y: Node, backward: Node) -> bool:
     """Whether forward reads y in elementwise operations alone, and backward can do without y: it reads neither y, nor
     what such operations make of it, but where that is kept for an operation that is no part of generated code."""
-    forward = [reader for reader in readers(y) if reader is not backward]
-    if not forward or not all(_is_fused(reader) for reader in forward):
+    forward = [reader for reader in readers(y, is_view) if reader is not backward]
+    if not forward or not all(map(_is_fused, forward)):
         return False
     seen = {*forward}
     while forward:
-        read = [*readers(forward.pop())]
+        read = [*readers(forward.pop(), is_view)]
         of_backward = [*filter(_is_of_backward, read)]
         if any(map(_is_apart, of_backward)):
             continue  # what is made of that can be made of that again
@@ -107,7 +121,9 @@ def _is_for_backward_alone(y: Node, backward: Node) -> bool:
 
 def _is_fused(reader: Node) -> bool:
     """In forward; where activation checkpointing says nothing about it."""
-    return is_elementwise(reader) and not _is_of_backward(reader) and "recompute" not in reader.meta
+    return (
+        (is_elementwise(reader) or is_copy(reader)) and not _is_of_backward(reader) and "recompute" not in reader.meta
+    )
 
 
 def _is_apart(reader: Node) -> bool:
@@ -117,18 +133,30 @@ def _is_apart(reader: Node) -> bool:
     return getattr(reader.target, "namespace", "aten") not in ("aten", "prims") and "recompute" not in reader.meta
 
 
-_parts: WeakKeyDictionary[Graph, set[str]] = WeakKeyDictionary()
+_forwards: WeakKeyDictionary[Graph, set[str]] = WeakKeyDictionary()
 
 
 def _is_of_backward(node: Node) -> bool:
-    """Whether it depends on a gradient that its graph is given."""
-    if node.graph not in _parts:
-        _parts[node.graph] = part = set()
-        for other in node.graph.nodes:
-            if _is_given_gradient(other) or any(operand.name in part for operand in other.all_input_nodes):
-                part.add(other.name)
-        part.discard(node.graph.output_node().name)  # of both
-    return node.name in _parts[node.graph]
+    """Whether forward's results, which depend on no gradient that the graph is given, are made without it."""
+    if node.graph not in _forwards:
+        _forwards[node.graph] = _made_for_forward(node.graph)
+    return node.op != "output" and node.name not in _forwards[node.graph]
+
+
+def _made_for_forward(graph: Graph) -> set[str]:
+    """Names: nodes would keep their graph alive."""
+    given: set[Node] = set()
+    for node in graph.nodes:
+        if _is_given_gradient(node) or any(operand in given for operand in node.all_input_nodes):
+            given.add(node)
+    found: set[Node] = set()
+    made = [node for node in graph.output_node().all_input_nodes if node not in given]
+    while made:
+        node = made.pop()
+        if node not in found:
+            found.add(node)
+            made += node.all_input_nodes
+    return {node.name for node in found}
 
 
 def _is_given_gradient(node: Node) -> bool:

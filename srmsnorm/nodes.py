@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.fx import Node
 
-__all__ = ["behind_views", "is_elementwise", "is_passed_on", "is_view", "readers"]
+__all__ = ["behind_views", "is_copy", "is_elementwise", "is_passed_on", "is_view", "readers"]
 
 _COPIES = (torch.ops.aten.clone.default, torch.ops.aten.cat.default)  # in memory of their own
 
@@ -21,9 +21,13 @@ def is_elementwise(node: Node) -> bool:
     return torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
+def is_copy(node: Node) -> bool:
+    return node.target in _COPIES
+
+
 def is_passed_on(node: Node) -> bool:
     """A view or a copy: Inductor fuses what is before it with what is behind."""
-    return is_view(node) or node.target in _COPIES
+    return is_view(node) or is_copy(node)
 
 
 def behind_views(node: Node) -> Node:

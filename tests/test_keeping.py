@@ -255,6 +255,12 @@ def copied_values(x, w):
     return ((q @ q.t()) @ v.contiguous(),)
 
 
+def beside_signs(x, w):
+    """Backward reads where the other part is positive, and keeps no more of it than that."""
+    q, _, v = (x @ w).chunk(3, -1)
+    return scaled(norm(q)), torch.nn.functional.leaky_relu(v)
+
+
 def behind_other_values(x, w):
     q, _, v = (x @ w).chunk(3, -1)
     q = scaled(norm(q))
@@ -275,9 +281,49 @@ def transposed(x, w):
     return (scaled(norm((x @ w[:, :DIM]).t())),)
 
 
+def twice(x, w):
+    """One norm, in the end, whose y one of two backwards reads."""
+    product = x @ w[:, :DIM]
+    return scaled(norm(product)), norm(product).sin()
+
+
+def twice_with_its_product(x, w):
+    return scaled(norm(x @ w[:, :DIM])), norm(x @ w[:, :DIM]).sin()
+
+
+def copied_and_read(x, w):
+    """A product reads a copy of what is made of y, and that is kept."""
+    z = scaled(norm(x @ w[:, :DIM]))
+    return z.t().contiguous() @ x, z.sin()
+
+
+def joined_and_read(x, w):
+    z = scaled(norm(x @ w[:, :DIM]))
+    return torch.cat([z, z * 2]) @ w[:DIM, :DIM], z.sin()
+
+
+class CopyingProduct(torch.autograd.Function):
+    """The copy is made in backward."""
+
+    @staticmethod
+    def forward(ctx, a, u):
+        ctx.save_for_backward(a, u)
+        return a @ u
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, u = ctx.saved_tensors
+        return grad @ u.t(), a.t().contiguous() @ grad
+
+
+def copied_in_backward(x, w, u):
+    return (CopyingProduct.apply(scaled(norm(x @ w[:, :DIM])), u),)
+
+
 NOT_LESS = [
-    read_by_its_mean, beside_a_constant_product, rolled, copied_values, behind_other_values, before_a_checkpoint,
-    overlapping, transposed,
+    read_by_its_mean, beside_a_constant_product, rolled, copied_values, beside_signs, behind_other_values,
+    before_a_checkpoint, overlapping, transposed, twice, twice_with_its_product, copied_and_read,
+    joined_and_read, copied_in_backward,
 ]  # fmt: skip
 
 
