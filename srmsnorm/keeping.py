@@ -128,9 +128,9 @@ def _is_fused(reader: Node) -> bool:
 
 def _is_apart(reader: Node) -> bool:
     """Reads its operands in memory: a product, attention, somebody's own operator; or returns them."""
-    if reader.op == "output" or reader.target in _PRODUCTS or "attention" in str(reader.target):
-        return "recompute" not in reader.meta
-    return getattr(reader.target, "namespace", "aten") not in ("aten", "prims") and "recompute" not in reader.meta
+    custom = getattr(reader.target, "namespace", "aten") not in ("aten", "prims")
+    apart = custom or reader.op == "output" or reader.target in _PRODUCTS or "attention" in str(reader.target)
+    return apart and "recompute" not in reader.meta
 
 
 _forwards: WeakKeyDictionary[Graph, set[str]] = WeakKeyDictionary()

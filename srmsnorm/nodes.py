@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.fx import Node
 
-__all__ = ["behind_views", "is_copy", "is_elementwise", "is_passed_on", "is_view", "readers"]
+__all__ = ["is_copy", "is_elementwise", "is_passed_on", "is_view", "readers", "source_of"]
 
 _COPIES = (torch.ops.aten.clone.default, torch.ops.aten.cat.default)  # in memory of their own
 
@@ -30,7 +30,8 @@ def is_passed_on(node: Node) -> bool:
     return is_view(node) or is_copy(node)
 
 
-def behind_views(node: Node) -> Node:
+def source_of(node: Node) -> Node:
+    """What made its values, past views and copies."""
     while is_passed_on(node) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node

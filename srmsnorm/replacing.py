@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node, map_arg
 from . import choosing, inlining
 from ._dead_gradients import is_half_dead, keep_one
 from .formulas import formula, traced
-from .nodes import behind_views, is_elementwise, is_passed_on, readers
+from .nodes import is_elementwise, is_passed_on, readers, source_of
 from .undecided import TWINS, lie_alike
 
 __all__ = ["arguments_of", "decides", "described", "is_registered", "may_stand_for", "name_of", "write_down"]
@@ -125,7 +125,7 @@ def described(kept: Any, node: Node, given: dict[str, Any]) -> choosing.Call:
         rows=math.prod(leading) if all(_known(size) is not None for size in leading) else None,
         unit_stride=all(_known(value.stride(-1)) == 1 or _known(dim) == 1 for value in values),
         mixed=len({value.dtype for value in (*values, *wide)}) > 1,
-        pointwise_before=any(is_elementwise(behind_views(value)) for value in operands),
+        pointwise_before=any(is_elementwise(source_of(value)) for value in operands),
         pointwise_after=any(is_elementwise(reader) for reader in readers(node)),
         written="recompute" in node.meta or _is_written(node, isinstance(node.meta["val"], (tuple, list))),
         grad_sum=given.get("grad_sum") is not None,

@@ -54,6 +54,17 @@ def fresh_dynamo(plain_memory):
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def table():
+    """Of reasons, of inline_under_compile("auto"), nothing counted yet: another one that a test uses ends with it."""
+    from srmsnorm import choosing  # not before it is asked for: see test_lazy.py
+
+    torch._dynamo.utils.counters.clear()
+    choosing.use(choosing.TABLE)
+    yield choosing.use
+    choosing.use(choosing.TABLE)
+
+
 @pytest.fixture(autouse=True)
 def no_slow_vmap():
     """An operator without a batching rule is looped over row by row, with no more than a warning: here, an error."""

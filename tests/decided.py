@@ -12,6 +12,11 @@ from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 from torch._inductor.fx_passes.post_grad import post_grad_passes
 from torch._inductor.virtualized import V
 
+from srmsnorm import choosing
+
+FORMULA = choosing.Row("all", lambda call: True, "formula", "")
+OPERATOR = choosing.Row("all", lambda call: True, "operator", "")
+
 
 def backend(before, after):
     """Keeps each graph as autograd leaves it and as Inductor's last passes do, and runs the latter. Autograd runs where

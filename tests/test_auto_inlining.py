@@ -9,7 +9,7 @@ import pytest
 import samples
 import torch
 import torch._dynamo.compiled_autograd as compiled_autograd
-from decided import backend, decided, ours
+from decided import FORMULA, OPERATOR, backend, decided, ours
 from graphs import run
 from samples import BFLOAT, FLOAT, HALF, Kind
 from tolerances import assert_compiled
@@ -23,22 +23,9 @@ from srmsnorm import choosing, reference, replacing
 EPS = 1e-3
 LONG, SHORT = (6, 512), (6, 64)  # of which training makes the formula, and the operator
 MIXED = Kind(BFLOAT, FLOAT)
-FORMULA = choosing.Row("all", lambda call: True, "formula", "")
-OPERATOR = choosing.Row("all", lambda call: True, "operator", "")
 
 auto = partial(srmsnorm.inline_under_compile, "auto")
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
-
-@pytest.fixture(autouse=True)
-def table():
-    """Tables that a test uses end with it."""
-    counters.clear()
-    with auto():
-        pass
-    choosing.use(choosing.TABLE)
-    yield choosing.use
-    choosing.use(choosing.TABLE)
+pytestmark = pytest.mark.usefixtures("fresh_dynamo", "table")
 
 
 def block(x, stream):

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import samples
 import torch
-from decided import decided, ours
+from decided import OPERATOR, decided, ours
 from graphs import run
 from samples import FLOAT
 from tolerances import assert_compiled
@@ -18,27 +18,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import srmsnorm
-from srmsnorm import choosing
 from srmsnorm.nodes import is_view
 
 ROWS, HEADS, DIM = 6, 4, 64
-FORMULA = choosing.Row("all", lambda call: True, "formula", "")
-OPERATOR = choosing.Row("all", lambda call: True, "operator", "")
 KEEPS_INPUT = "_srms_norm_backward_of_input: formula"
 
 auto = partial(srmsnorm.inline_under_compile, "auto")
 norm = partial(srmsnorm.srms_norm, eps=1e-3)
-pytestmark = pytest.mark.usefixtures("fresh_dynamo")
-
-
-@pytest.fixture(autouse=True)
-def table():
-    counters.clear()
-    with auto():
-        pass
-    choosing.use(choosing.TABLE)
-    yield choosing.use
-    choosing.use(choosing.TABLE)
+pytestmark = pytest.mark.usefixtures("fresh_dynamo", "table")
 
 
 def operands(device="cpu", function=None, rows=ROWS):

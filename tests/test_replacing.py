@@ -5,14 +5,14 @@ import re
 import pytest
 import samples
 import torch
-from decided import decided, ours
+from decided import FORMULA, decided, ours
 from graphs import run
 from samples import BFLOAT, FLOAT, HALF, Kind
 from tolerances import assert_compiled
 from torch._inductor.utils import run_and_get_code
 
 import srmsnorm
-from srmsnorm import choosing, formulas
+from srmsnorm import formulas
 from srmsnorm.undecided import TWINS
 
 EPS = 1e-3
@@ -21,10 +21,8 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 @pytest.fixture
-def formula_everywhere():
-    choosing.use([choosing.Row("all", lambda call: True, "formula", "")])
-    yield
-    choosing.use(choosing.TABLE)
+def formula_everywhere(table):
+    table([FORMULA])
 
 
 @pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT), Kind(HALF, HALF)], ids=str)
