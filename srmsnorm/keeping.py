@@ -18,11 +18,11 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from . import choosing
 from .formulas import formula, traced
-from .nodes import is_copy, is_elementwise, is_view, readers
+from .nodes import is_copy, is_elementwise, is_view, readers, source_of
 from .replacing import arguments_of, described, may_stand_for, name_of, write_down
 from .undecided import TWINS
 
-__all__ = ["BACKWARD", "keep_input"]
+__all__ = ["BACKWARDS", "keep"]
 
 _ops, _aten = torch.ops.srmsnorm, torch.ops.aten
 _NORM, _OF_OUTPUT, _OF_INPUT = (
@@ -30,42 +30,68 @@ _NORM, _OF_OUTPUT, _OF_INPUT = (
     _ops._srms_norm_backward_input.default,
     _ops._srms_norm_backward_of_input.default,
 )
-BACKWARD = TWINS[_OF_OUTPUT]
+BACKWARDS = (TWINS[_OF_OUTPUT], TWINS[_OF_INPUT])
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)  # write what they return
 
 
-def keep_input(match: Any, *_: Any, **__: Any) -> None:
+def keep(match: Any, *_: Any, **__: Any) -> None:
     """Of a backward that is still in one graph with its forward."""
     node = match.output_node()
     forward = _forward_of(node)
-    if forward is None or not _is_kept_product(forward) or not _is_for_backward_alone(node.args[1], node):
-        return
-    given = arguments_of(_NORM, forward)
-    call = described(_NORM, forward, given)._replace(written=False)
-    if choosing.choose(call, node.kwargs["table"])[0] != "formula":
-        return
-    name = name_of(_OF_INPUT)
-    operands = {"grad_output": node.args[0], "input": forward.args[0], "rstd": node.args[2]}
-    trace = traced(match.graph, name, operands)
-    if may_stand_for(node, trace) and may_stand_for(forward, traced(match.graph, name_of(_NORM), given)):
-        write_down(call._replace(operator=name), "formula", "y would be kept for it alone")
-        function, tensors = formula(name, operands)
-        match.replace_by_example(function, tensors, trace_fn=lambda function, values: trace)
+    if forward is not None:
+        (_keep_input if node.target is BACKWARDS[0] else _keep_output)(match, node, forward)
 
 
 def _forward_of(node: Any) -> Any:
-    """Whose y and rstd a backward reads, which depends on a gradient; of one operand, whose dtype all results have, and
-    which activation checkpointing says nothing about."""
-    forward = node.args[1].args[0] if node.args[1].target is operator.getitem else None
+    """Whose rstd a backward reads, which depends on a gradient; of one operand, and which activation checkpointing says
+    nothing about."""
+    rstd = node.args[2]
+    forward = rstd.args[0] if rstd.target is operator.getitem else None
     if not isinstance(forward, Node) or forward.target is not TWINS[_NORM] or not _is_of_backward(node):
         return None
-    if "recompute" in forward.meta:
-        return None
-    if any((node.args[1 + i].target, node.args[1 + i].args) != (operator.getitem, (forward, i)) for i in (0, 1)):
-        return None
-    given = arguments_of(_NORM, forward), arguments_of(_OF_OUTPUT, node)
-    others = [one.get(name) for one in given for name in ("residual", "grad_sum", "dtype")]
-    return forward if all(other is None for other in others) else None
+    return forward if "recompute" not in forward.meta and arguments_of(_NORM, forward)["residual"] is None else None
+
+
+def _keep_input(match: Any, node: Any, forward: Any) -> None:
+    """Of results in one dtype."""
+    given, of_forward, y = arguments_of(_OF_OUTPUT, node), arguments_of(_NORM, forward), node.args[1]
+    if (y.target, y.args) != (operator.getitem, (forward, 0)) or given["grad_sum"] is not None:
+        return
+    if given["dtype"] is not None or of_forward["dtype"] is not None:
+        return
+    if not _is_kept_product(forward) or not _is_for_backward_alone(y, node):
+        return
+    call = described(_NORM, forward, of_forward)._replace(written=False)
+    if _is_formula(call, node) and may_stand_for(forward, traced(match.graph, name_of(_NORM), of_forward)):
+        operands = {"grad_output": given["grad_output"], "input": forward.args[0], "rstd": given["rstd"]}
+        _become(match, _OF_INPUT, operands, call, "y would be kept for it alone")
+
+
+def _keep_output(match: Any, node: Any, forward: Any) -> None:
+    """Of a wider y, which a product reads in backward, and a 16-bit input, which nothing else of backward reads."""
+    given = arguments_of(_OF_INPUT, node)
+    y = next((result for result in forward.users if result.args[1] == 0), None)
+    others = [reader for reader in readers(source_of(given["input"])) if reader is not node]
+    if y is None or any(map(_is_of_backward, others)):
+        return
+    call = described(_OF_INPUT, node, given)
+    if any(_is_of_backward(reader) and _is_apart(reader) for reader in readers(y)) and _is_formula(call, node):
+        dtype = str(given["input"].meta["val"].dtype).removeprefix("torch.")
+        operands = {"grad_output": given["grad_output"], "output": y, "rstd": given["rstd"], "dtype": dtype}
+        _become(match, _OF_OUTPUT, operands | {"grad_sum": None}, call, "y is kept, and the input is not")
+
+
+def _is_formula(call: choosing.Call, node: Any) -> bool:
+    return choosing.choose(call, node.kwargs["table"])[0] == "formula"
+
+
+def _become(match: Any, backward: Any, operands: dict[str, Any], call: choosing.Call, reason: str) -> None:
+    name = name_of(backward)
+    trace = traced(match.graph, name, operands)
+    if may_stand_for(match.output_node(), trace):
+        write_down(call._replace(operator=name), "formula", reason)
+        function, tensors = formula(name, operands)
+        match.replace_by_example(function, tensors, trace_fn=lambda function, values: trace)
 
 
 def _is_kept_product(forward: Any) -> bool:

@@ -35,9 +35,9 @@ def is_registered() -> bool:
         if not hasattr(Match, "replace_by_example"):
             raise AttributeError("Match.replace_by_example")
         register_graph_pattern(CallFunctionVarArgs([*_OPERATORS]), pass_dict=pass_patterns[1])(_decide)
-        from .keeping import BACKWARD, keep_input
+        from .keeping import BACKWARDS, keep
 
-        register_graph_pattern(CallFunctionVarArgs([BACKWARD]), pass_dict=joint_graph.pass_patterns[0])(keep_input)
+        register_graph_pattern(CallFunctionVarArgs([*BACKWARDS]), pass_dict=joint_graph.pass_patterns[0])(keep)
     except (ImportError, AttributeError, LookupError, TypeError) as error:
         inlining.warn_of(error)
         return False

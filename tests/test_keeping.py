@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import samples
 import torch
-from decided import OPERATOR, decided, ours
+from decided import FORMULA, OPERATOR, decided, ours
 from graphs import run
 from samples import FLOAT
 from tolerances import assert_compiled
@@ -344,6 +344,39 @@ def test_no_gradient_is_given():
     with auto(), torch.no_grad():
         assert_compiled([compiled(*tensors)], [function(*tensors)])
     assert KEEPS_INPUT not in counters["srmsnorm"]
+
+
+# ---- of a wider y
+
+
+def wide_product(x, w):
+    """A projection in float32, of something elementwise in 16 bits."""
+    return (norm((x * 3).half(), dtype=torch.float32) @ w,)
+
+
+def wide_elementwise(x, w):
+    """Backward reads y, but in what it could make of the input as well."""
+    return (norm((x * 3).half(), dtype=torch.float32) * w[:ROWS, : HEADS * DIM],)
+
+
+def input_read_as_well(x, w):
+    h = (x * 3).half()
+    return norm(h, dtype=torch.float32) @ w, scaled(h.unsqueeze(0).mT @ h.unsqueeze(0))
+
+
+@pytest.mark.parametrize("function", [wide_product, wide_elementwise, input_read_as_well], ids=lambda f: f.__name__)
+def test_wider_y(table, function):
+    """It is kept for the matrix, and the input is not. By operators the input is."""
+    table([FORMULA])
+    tensors = operands(function=function)
+    got, (forward, _) = run_auto(function, tensors)
+    assert_compiled(got, run(function, tensors))
+    keeps_y = function is wide_product
+    assert counters["srmsnorm"]["_srms_norm_backward_input: formula"] == keeps_y
+    assert counters["srmsnorm"][KEEPS_INPUT] == (not keeps_y)
+    table([OPERATOR])
+    _, (by_operator, _) = run_auto(function, tensors)
+    assert elements_kept(by_operator) - elements_kept(forward) == (ROWS * HEADS * DIM if keeps_y else 0)
 
 
 # ---- who decides, and where it is seen
