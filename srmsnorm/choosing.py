@@ -148,7 +148,7 @@ def choose(call: Call, table: str) -> tuple[Answer, str]:
     return "operator", "no reason"
 
 
-_DECIDING = ("choosing", "replacing", "keeping", "formulas", "nodes", "undecided", "reference")
+_DECIDING = ("choosing", "replacing", "keeping", "formulas", "nodes", "undecided", "widening", "reference")
 
 
 def _name(rows: tuple[Row, ...]) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.fx import Node
 
-__all__ = ["is_copy", "is_elementwise", "is_passed_on", "is_view", "readers", "source_of"]
+__all__ = ["is_copy", "is_elementwise", "is_passed_on", "is_product", "is_view", "readers", "source_of"]
 
-_COPIES = (torch.ops.aten.clone.default, torch.ops.aten.cat.default)  # in memory of their own
+_aten = torch.ops.aten
+_COPIES = (_aten.clone.default, _aten.cat.default)  # in memory of their own
+_PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 
 
 def is_view(node: Node) -> bool:
@@ -23,6 +25,11 @@ def is_elementwise(node: Node) -> bool:
 
 def is_copy(node: Node) -> bool:
     return node.target in _COPIES
+
+
+def is_product(node: Node) -> bool:
+    """Of matrices: it reads operands, and writes its result, in memory."""
+    return node.target in _PRODUCTS
 
 
 def is_passed_on(node: Node) -> bool:

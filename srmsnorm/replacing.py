@@ -16,6 +16,7 @@ from ._dead_gradients import is_half_dead, keep_one
 from .formulas import formula, traced
 from .nodes import is_elementwise, is_passed_on, readers, source_of
 from .undecided import TWINS, lie_alike
+from .widening import widened
 
 __all__ = ["arguments_of", "decides", "described", "is_registered", "may_stand_for", "name_of", "write_down"]
 
@@ -64,6 +65,10 @@ def _decide(match: Any, *_: Any, **__: Any) -> None:
             answer, reason = "operator", "the formula's results have other strides"
     write_down(call, answer, reason)
     if answer == "formula":
+        if not call.backward:
+            given = widened(node, given)
+            function, tensors = formula(call.operator, given)
+            trace = traced(match.graph, call.operator, given)
         match.replace_by_example(function, tensors, trace_fn=lambda function, values: trace)
         return
     with match.graph.inserting_before(node):

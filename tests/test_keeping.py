@@ -3,6 +3,7 @@ nothing else."""
 
 import inspect
 import logging
+import operator
 from functools import partial
 
 import pytest
@@ -78,8 +79,8 @@ def elements_kept(graph):
 
 
 def behind_views(node):
-    """Past views alone: a copy has memory of its own."""
-    while is_view(node):
+    """Past views alone: a copy has memory of its own, and so has each result of an operation."""
+    while is_view(node) and (node.target is not operator.getitem or is_view(node.args[0])):
         node = node.args[0]
     return node
 
@@ -351,20 +352,29 @@ def test_no_gradient_is_given():
 
 def wide_product(x, w):
     """A projection in float32, of something elementwise in 16 bits."""
-    return (norm((x * 3).half(), dtype=torch.float32) @ w,)
+    return (norm((x * 3).half(), dtype=FLOAT) @ w,)
 
 
 def wide_elementwise(x, w):
     """Backward reads y, but in what it could make of the input as well."""
-    return (norm((x * 3).half(), dtype=torch.float32) * w[:ROWS, : HEADS * DIM],)
+    return (norm((x * 3).half(), dtype=FLOAT) * w[:ROWS, : HEADS * DIM],)
 
 
 def input_read_as_well(x, w):
     h = (x * 3).half()
-    return norm(h, dtype=torch.float32) @ w, scaled(h.unsqueeze(0).mT @ h.unsqueeze(0))
+    return norm(h, dtype=FLOAT) @ w, scaled(h.unsqueeze(0).mT @ h.unsqueeze(0))
 
 
-@pytest.mark.parametrize("function", [wide_product, wide_elementwise, input_read_as_well], ids=lambda f: f.__name__)
+def copy_read(x, w):
+    """The product's backward reads another tensor."""
+    y = norm((x * 3).half(), dtype=FLOAT)
+    return (torch.cat([y, y * 2]) @ w,)
+
+
+WIDER = wide_product, wide_elementwise, input_read_as_well, copy_read
+
+
+@pytest.mark.parametrize("function", WIDER, ids=lambda f: f.__name__)
 def test_wider_y(table, function):
     """It is kept for the matrix, and the input is not. By operators the input is."""
     table([FORMULA])
