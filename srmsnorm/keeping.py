@@ -21,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from . import choosing
 from .formulas import formula, traced
-from .nodes import is_copy, is_elementwise, is_product, is_view, readers, source_of
+from .nodes import is_cast_to_float32, is_copy, is_elementwise, is_product, is_view, readers, source_of
 from .replacing import arguments_of, described, may_stand_for, name_of, write_down
 from .undecided import TWINS
 
@@ -107,11 +107,16 @@ def _is_kept_product(forward: Any) -> bool:
     if not is_product(product) or "recompute" in product.meta:
         return False
     read = [*readers(product, is_view)]
-    if any(reader.op == "output" for reader in read) or _is_computed_twice(forward):
+    if any(reader.op == "output" or _is_widened(reader) for reader in read) or _is_computed_twice(forward):
         return False
     if statically_known_true(product.meta["val"].numel() == input.meta["val"].numel()):
         return True
     return any(_is_of_backward(reader) and _is_apart(reader) for reader in read)
+
+
+def _is_widened(reader: Node) -> bool:
+    """To float32, in forward. PyTorch would make y of that, in float32, and keep it."""
+    return is_cast_to_float32(reader) and not _is_of_backward(reader)
 
 
 def _is_computed_twice(forward: Any) -> bool:

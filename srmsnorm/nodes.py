@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.fx import Node
 
-__all__ = ["is_copy", "is_elementwise", "is_passed_on", "is_product", "is_view", "readers", "source_of"]
+__all__ = [
+    "is_cast_to_float32",
+    "is_copy",
+    "is_elementwise",
+    "is_passed_on",
+    "is_product",
+    "is_view",
+    "readers",
+    "source_of",
+]
 
 _aten = torch.ops.aten
 _COPIES = (_aten.clone.default, _aten.cat.default)  # in memory of their own
@@ -21,6 +30,10 @@ def is_view(node: Node) -> bool:
 def is_elementwise(node: Node) -> bool:
     """A cast is."""
     return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def is_cast_to_float32(node: Node) -> bool:
+    return node.target is torch.ops.prims.convert_element_type.default and node.args[1] is torch.float32
 
 
 def is_copy(node: Node) -> bool:

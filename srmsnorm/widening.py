@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .nodes import is_elementwise, is_product, is_view, readers, source_of
+from .nodes import is_cast_to_float32, is_elementwise, is_product, is_view, readers, source_of
 
 __all__ = ["widened"]
-
-_aten, _cast = torch.ops.aten, torch.ops.prims.convert_element_type.default
 
 
 def widened(node: Node, given: dict[str, Any]) -> dict[str, Any]:
@@ -43,8 +41,7 @@ def _casts(node: Node, given: dict[str, Any]) -> list[Node]:
         return []
     value = given["input"]
     while True:
-        casts = [user for user in value.users if user.target is _cast and user.args[1] is torch.float32]
-        read = [cast for cast in casts if any(map(is_product, readers(cast)))]
+        read = [user for user in value.users if is_cast_to_float32(user) and any(map(is_product, readers(user)))]
         if read or not is_view(value):
             return read if read and _lie_alike(value, read[0]) else []
         value = value.args[0]
@@ -63,7 +60,7 @@ def _as(input: Node, cast: Node) -> Node:
 
     value = input.meta["val"]
     lies = value.size(), value.stride(), value.storage_offset()
-    view = input.graph.call_function(_aten.as_strided.default, (cast, *lies))
+    view = input.graph.call_function(torch.ops.aten.as_strided.default, (cast, *lies))
     cast.append(view)
     with V.fake_mode:
         view.meta["val"] = cast.meta["val"].as_strided(*lies)
