@@ -140,9 +140,10 @@ def _is_for_backward_alone(y: Node, backward: Node) -> bool:
         return False
     seen = {*forward}
     while forward:
-        read = [*readers(forward.pop(), is_view)]
+        node = forward.pop()
+        read = [*readers(node, is_view)]
         of_backward = [*filter(_is_of_backward, read)]
-        if any(map(_is_apart, of_backward)):
+        if any(_is_apart(reader) for reader in readers(node, _is_whole_view) if _is_of_backward(reader)):
             continue  # what is made of that can be made of that again
         of_forward = [reader for reader in read if reader not in of_backward]
         fused = [*filter(_is_fused, of_forward)]
@@ -151,6 +152,11 @@ def _is_for_backward_alone(y: Node, backward: Node) -> bool:
         forward += [reader for reader in fused if reader not in seen]
         seen.update(fused)
     return True
+
+
+def _is_whole_view(node: Node) -> bool:
+    """One whose operand PyTorch keeps for what reads the view; of a part among several, it may be made again."""
+    return is_view(node) and node.target is not operator.getitem
 
 
 def _is_fused(reader: Node) -> bool:

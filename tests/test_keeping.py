@@ -109,7 +109,7 @@ def test_what_is_kept(table):
 
 
 def test_of_16_bits():
-    """Of queries and of keys: one backward's formula, which widens its part of the projection, is not in another's way."""
+    """Of queries and of keys: the formula of one, which widens its part of the projection, is not in another's way."""
     run_auto(lambda x, w: attention(x.half(), w.half()), operands())
     assert counters["srmsnorm"][KEEPS_INPUT] == 2
 
@@ -320,10 +320,16 @@ def read_in_float(x, w):
     return ((scaled(norm(product)) + product.float()).half(),)
 
 
+def read_in_parts(x, w):
+    """A product keeps a part of what is made of y: of y, backward would make all of it again."""
+    z = scaled(norm(x @ w[:, :DIM])).chunk(2, -1)[1]
+    return (z.t() @ z, z.sin())
+
+
 NOT_LESS = [
     read_by_its_mean, beside_a_constant_product, rolled, copied_values, beside_signs, behind_other_values,
     before_a_checkpoint, overlapping, transposed, twice, twice_with_its_product, copied_and_read,
-    joined_and_read, copied_in_backward, read_in_float,
+    joined_and_read, copied_in_backward, read_in_float, read_in_parts,
 ]  # fmt: skip
 
 
