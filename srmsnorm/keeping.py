@@ -48,7 +48,7 @@ def _forward_of(node: Any) -> Any:
     """Whose rstd a backward reads, which depends on a gradient; of one operand, and which activation checkpointing says
     nothing about."""
     rstd = node.args[2]
-    forward = rstd.args[0] if rstd.target is operator.getitem else None
+    forward = rstd.args[0] if rstd.target is operator.getitem and rstd.args[1] == 1 else None
     if not isinstance(forward, Node) or forward.target is not TWINS[_NORM] or not _is_of_backward(node):
         return None
     return forward if "recompute" not in forward.meta and arguments_of(_NORM, forward)["residual"] is None else None
@@ -74,7 +74,7 @@ def _keep_output(match: Any, node: Any, forward: Any) -> None:
     given = arguments_of(_OF_INPUT, node)
     y = next((result for result in forward.users if result.args[1] == 0), None)
     others = [reader for reader in readers(source_of(given["input"])) if reader is not node]
-    if y is None or any(map(_is_of_backward, others)):
+    if y is None or given["input"] is not forward.args[0] or any(map(_is_of_backward, others)):
         return
     kept = any(_is_of_backward(reader) and _is_apart(reader) for reader in readers(y, is_view))
     call = described(_OF_INPUT, node, given)

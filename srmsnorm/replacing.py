@@ -58,17 +58,13 @@ def _decide(match: Any, *_: Any, **__: Any) -> None:
     given = arguments_of(kept, node)
     call = described(kept, node, given)
     answer, reason = choosing.choose(call, node.kwargs["table"])
-    if answer == "formula":
-        function, tensors = formula(call.operator, given)
-        trace = traced(match.graph, call.operator, given)
-        if not may_stand_for(node, trace):
-            answer, reason = "operator", "the formula's results have other strides"
+    if answer == "formula" and not may_stand_for(node, traced(match.graph, call.operator, given)):
+        answer, reason = "operator", "the formula's results have other strides"
     write_down(call, answer, reason)
     if answer == "formula":
-        if not call.backward:
-            given = widened(node, given)
-            function, tensors = formula(call.operator, given)
-            trace = traced(match.graph, call.operator, given)
+        given = given if call.backward else widened(node, given)
+        function, tensors = formula(call.operator, given)
+        trace = traced(match.graph, call.operator, given)
         match.replace_by_example(function, tensors, trace_fn=lambda function, values: trace)
         return
     with match.graph.inserting_before(node):

@@ -39,7 +39,7 @@ def operands():
     generator = torch.Generator().manual_seed(0)
     return [
         torch.randn(*shape, generator=generator)
-        for shape in ((ROWS, STREAMS, DIM), (STREAMS * DIM, STREAMS), (STREAMS, STREAMS))
+        for shape in ((ROWS, STREAMS, DIM), (STREAMS * DIM, STREAMS), (ROWS, STREAMS, STREAMS))
     ]
 
 
@@ -136,6 +136,24 @@ def with_holes(x, w, m):
     return norm(streams[1:]), m @ streams.float()
 
 
+def of_other_numbers(x, w, m):
+    """The same bits, read as another dtype."""
+    streams = (x * 3).to(BFLOAT)
+    return norm(streams.view(HALF)), m @ streams.float()
+
+
+def past_its_source(x, w, m):
+    """A view of memory that is not in the cast."""
+    part = (x * 3).to(BFLOAT)[:2]
+    return norm(part.as_strided((4, DIM), (2 * DIM, 1), 2 * STREAMS * DIM)), m[:2] @ part.float()
+
+
+def behind_a_copy(x, w, m):
+    """Which is written, and the cast is not."""
+    streams = (x * 3).to(BFLOAT)
+    return norm(streams), m[:1] @ torch.cat([streams.float(), x])
+
+
 def of_two(x, w, m):
     streams = (x * 3).to(BFLOAT)
     return srmsnorm.srms_norm(streams, streams.sin(), eps=1e-3), m @ streams.float()
@@ -152,14 +170,66 @@ def of_float(x, w, m):
 
 
 @pytest.mark.parametrize(
-    "function", [no_product, with_holes, of_two, to_half, of_float], ids=lambda function: function.__name__
+    "function",
+    [no_product, with_holes, of_other_numbers, past_its_source, behind_a_copy, of_two, to_half, of_float],
+    ids=lambda function: function.__name__,
 )
 def test_left_alone(function):
-    assert not found(forward_of(function, operands()), VIEW)
+    """No view that is not the function's own."""
+    tensors = [tensor.abs() for tensor in operands()]  # the bits of one 16-bit dtype are no NaN of the other
+    assert all(view.args[0].target is not CAST for view in found(forward_of(function, tensors), VIEW))
 
 
 def test_changing_sizes():
     assert not found(forward_of(hyper_connected, operands(), dynamic=True), VIEW)
+
+
+def test_changing_part():
+    """Of streams whose sizes are known."""
+    x, w, m = operands()
+    counted = torch.ones(3)
+    torch._dynamo.mark_dynamic(counted, 0)
+
+    def function(x, m, counted):
+        streams = (x * 3).to(BFLOAT)
+        return norm(streams[: counted.shape[0]]), m @ streams.float()
+
+    assert not found(forward_of(function, [x, m, counted]), VIEW)
+
+
+def returned(x, w, m):
+    streams = (x * 3).to(BFLOAT)
+    first, second = streams.float(), streams.float()
+    return norm(streams), m @ first, m.mT @ second, first, second.flatten()
+
+
+def test_returned_casts():
+    """Eager code may write into either: they stay two."""
+    outputs = forward_of(returned, operands()).output_node().args[0]
+    assert outputs[3] is not outputs[4].args[0]
+
+
+def test_kept_casts():
+    """One is returned, the other kept for backward: what is written into the first does not reach the gradient."""
+
+    def function(x, w, m):
+        streams = (x * 3).to(BFLOAT)
+        with torch.no_grad():
+            apart = streams.float()
+        return norm(streams), m @ apart, streams.float() @ w, apart
+
+    def gradient(function):
+        x, w, m = operands()
+        w = w[:DIM].requires_grad_()
+        *_, product, apart = function(x, w, m)
+        with torch.no_grad():
+            apart.zero_()
+        return torch.autograd.grad(product.square().sum(), w)
+
+    with srmsnorm.inline_under_compile("auto"):
+        assert_compiled(
+            [g.to(BFLOAT) for g in gradient(decided(function)[0])], [g.to(BFLOAT) for g in gradient(function)]
+        )
 
 
 def test_table_decides(table):
