@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from . import choosing
 from .formulas import formula, traced
+from .judging import dtype_name
 from .nodes import is_cast_to_float32, is_copy, is_elementwise, is_product, is_view, readers, source_of
 from .replacing import arguments_of, described, may_stand_for, name_of, write_down
 from .undecided import TWINS
@@ -33,7 +34,7 @@ _NORM, _OF_OUTPUT, _OF_INPUT = (
     _ops._srms_norm_backward_input.default,
     _ops._srms_norm_backward_of_input.default,
 )
-BACKWARDS = (TWINS[_OF_OUTPUT], TWINS[_OF_INPUT])
+BACKWARDS = (TWINS[_OF_OUTPUT], TWINS[_OF_INPUT])  # of each, keep() asks whether the other one may stand for it
 
 
 def keep(match: Any, *_: Any, **__: Any) -> None:
@@ -41,7 +42,7 @@ def keep(match: Any, *_: Any, **__: Any) -> None:
     node = match.output_node()
     forward = _forward_of(node)
     if forward is not None:
-        (_keep_input if node.target is BACKWARDS[0] else _keep_output)(match, node, forward)
+        (_keep_input if node.target is TWINS[_OF_OUTPUT] else _keep_output)(match, node, forward)
 
 
 def _forward_of(node: Any) -> Any:
@@ -79,7 +80,7 @@ def _keep_output(match: Any, node: Any, forward: Any) -> None:
     kept = any(_is_of_backward(reader) and _is_apart(reader) for reader in readers(y, is_view))
     call = described(_OF_INPUT, node, given)
     if kept and _is_formula(call, node):
-        dtype = str(given["input"].meta["val"].dtype).removeprefix("torch.")
+        dtype = dtype_name(given["input"].meta["val"].dtype)
         operands = {"grad_output": given["grad_output"], "output": y, "rstd": given["rstd"], "dtype": dtype}
         _become(match, _OF_OUTPUT, operands | {"grad_sum": None}, call, "y is kept, and the input is not")
 
@@ -115,7 +116,7 @@ def _is_kept_product(forward: Any) -> bool:
 
 
 def _is_widened(reader: Node) -> bool:
-    """To float32, in forward. PyTorch would make y of that, in float32, and keep it."""
+    """To float32, in forward. Of that PyTorch's partitioner would make y, in float32, and keep it for backward."""
     return is_cast_to_float32(reader) and not _is_of_backward(reader)
 
 

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from .judging import dtype_name
 from .nodes import is_cast_to_float32, is_elementwise, is_product, is_view, readers, source_of
 
 __all__ = ["widened"]
 
-_OTHER_VALUES = (torch.ops.aten.as_strided.default, torch.ops.aten._neg_view.default)  # or past the operand's
+# Views that read memory past their operand, or its values negated: the cast holds neither.
+_OTHER_VALUES = (torch.ops.aten.as_strided.default, torch.ops.aten._neg_view.default)
 
 
 def widened(node: Node, given: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def widened(node: Node, given: dict[str, Any]) -> dict[str, Any]:
     input = given["input"]
     if not is_elementwise(source_of(input)) or not _may_be_view(input, cast):
         return given
-    dtype = given["dtype"] or str(input.meta["val"].dtype).removeprefix("torch.")
+    dtype = given["dtype"] or dtype_name(input.meta["val"].dtype)
     return given | {"input": _as(input, cast), "dtype": dtype}
 
 

@@ -1,5 +1,5 @@
-"""What backward keeps of a norm under inline_under_compile("auto"): y, or the norm's input where y would be kept for
-nothing else."""
+"""What backward keeps of a norm under inline_under_compile("auto"): y or the norm's input, one of them where one will
+do."""
 
 import inspect
 import logging
