@@ -6,9 +6,9 @@ it; or else the input may take y's place. So backward is the formula of the inpu
 has no y to write. Speedrun GPT on an H100, training: 2342 MiB for 2598, and 2470 with F.rms_norm. Its norms, and what
 is fused with them, take 2.02 ms a step for 2.29, a third of that by the rule of ``formulas``.
 
-A y in float32 of a 16-bit input is the other way round: the operator keeps the input, as it is the smaller one. Where a
-product keeps y, backward is the formula of y and rstd, with the same bits, and the input is not kept. mHC GPT on an
-H100, training: 6832 MiB for 7663, and 6927 with F.rms_norm, in 51.6 ms a step for 51.3, and 51.8.
+A y in float32 of a 16-bit input is the other way round: autograd keeps the input, as it is the smaller one. Where a
+product keeps y, backward is of y and rstd, operator or formula, with the same bits, and the input is not kept. mHC GPT
+on an H100, training: 6832 MiB for 7663, and 6927 with F.rms_norm, in 51.6 ms a step for 51.3, and 51.8.
 """
 
 import operator
@@ -42,7 +42,10 @@ def keep(match: Any, *_: Any, **__: Any) -> None:
     node = match.output_node()
     forward = _forward_of(node)
     if forward is not None:
-        (_keep_input if node.target is TWINS[_OF_OUTPUT] else _keep_output)(match, node, forward)
+        if node.target is TWINS[_OF_OUTPUT]:
+            _keep_input(match, node, forward)
+        else:
+            _keep_output(node, forward)
 
 
 def _forward_of(node: Any) -> Any:
@@ -67,35 +70,43 @@ def _keep_input(match: Any, node: Any, forward: Any) -> None:
     call = described(_NORM, forward, of_forward)._replace(written=False)
     if _is_formula(call, node) and may_stand_for(forward, traced(match.graph, name_of(_NORM), of_forward)):
         operands = {"grad_output": given["grad_output"], "input": forward.args[0], "rstd": given["rstd"]}
-        _become(match, _OF_INPUT, operands, call, "y would be kept for it alone")
+        _become_of_input(match, operands, call)
 
 
-def _keep_output(match: Any, node: Any, forward: Any) -> None:
+def _become_of_input(match: Any, operands: dict[str, Any], call: choosing.Call) -> None:
+    """The formula at once: whether forward's becomes one as well hangs together with it."""
+    name = name_of(_OF_INPUT)
+    trace = traced(match.graph, name, operands)
+    if may_stand_for(match.output_node(), trace):
+        write_down(call._replace(operator=name), "formula", "y would be kept for it alone")
+        function, tensors = formula(name, operands)
+        match.replace_by_example(function, tensors, trace_fn=lambda function, values: trace)
+
+
+def _keep_output(node: Any, forward: Any) -> None:
     """Of a y wider than the input, which is kept for a product, and an input that nothing else of backward reads."""
     given = arguments_of(_OF_INPUT, node)
     y = next((result for result in forward.users if result.args[1] == 0), None)
     others = [reader for reader in readers(source_of(given["input"])) if reader is not node]
     if y is None or given["input"] is not forward.args[0] or any(map(_is_of_backward, others)):
         return
-    kept = any(_is_of_backward(reader) and _is_apart(reader) for reader in readers(y, is_view))
-    call = described(_OF_INPUT, node, given)
-    if kept and _is_formula(call, node):
-        dtype = dtype_name(given["input"].meta["val"].dtype)
-        operands = {"grad_output": given["grad_output"], "output": y, "rstd": given["rstd"], "dtype": dtype}
-        _become(match, _OF_OUTPUT, operands | {"grad_sum": None}, call, "y is kept, and the input is not")
+    if any(_is_of_backward(reader) and _is_apart(reader) for reader in readers(y, is_view)):
+        _become_of_output(node, (given["grad_output"], y, given["rstd"]), dtype_name(given["input"].meta["val"].dtype))
+
+
+def _become_of_output(node: Any, operands: tuple[Any, ...], dtype: str) -> None:
+    """Operator or formula: that is decided later, as of any other call. The gradient lies as it did: y lies as the
+    input does, or both gradients as y."""
+    with node.graph.inserting_before(node):
+        options = {"dtype": dtype, "table": node.kwargs["table"]}
+        other = node.graph.call_function(TWINS[_OF_OUTPUT], operands, options)
+    other.meta.update((key, value) for key, value in node.meta.items() if key != "eager_input_vals")
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
 
 
 def _is_formula(call: choosing.Call, node: Any) -> bool:
     return choosing.choose(call, node.kwargs["table"])[0] == "formula"
-
-
-def _become(match: Any, backward: Any, operands: dict[str, Any], call: choosing.Call, reason: str) -> None:
-    name = name_of(backward)
-    trace = traced(match.graph, name, operands)
-    if may_stand_for(match.output_node(), trace):
-        write_down(call._replace(operator=name), "formula", reason)
-        function, tensors = formula(name, operands)
-        match.replace_by_example(function, tensors, trace_fn=lambda function, values: trace)
 
 
 def _is_kept_product(forward: Any) -> bool:

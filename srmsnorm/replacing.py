@@ -16,7 +16,7 @@ from ._dead_gradients import is_half_dead, keep_one
 from .formulas import formula, traced
 from .nodes import is_elementwise, is_passed_on, readers, source_of
 from .undecided import TWINS, lie_alike
-from .widening import widened
+from .widening import merged, widened
 
 __all__ = ["arguments_of", "decides", "described", "is_registered", "may_stand_for", "name_of", "write_down"]
 
@@ -61,8 +61,9 @@ def _decide(match: Any, *_: Any, **__: Any) -> None:
     if answer == "formula" and not may_stand_for(node, traced(match.graph, call.operator, given)):
         answer, reason = "operator", "the formula's results have other strides"
     write_down(call, answer, reason)
+    cast = None if call.backward else merged(given)
     if answer == "formula":
-        given = given if call.backward else widened(node, given)
+        given = widened(node, given, cast)
         function, tensors = formula(call.operator, given)
         trace = traced(match.graph, call.operator, given)
         match.replace_by_example(function, tensors, trace_fn=lambda function, values: trace)

@@ -1,5 +1,5 @@
-"""A norm's 16-bit input in float32: where a matrix product reads that as well, it is written once, and the formula
-reads it.
+"""A norm's 16-bit input in float32: where matrix products read that as well, it is written once, and the formula reads
+it; an operator reads the 16 bits.
 
 Hyper-connections take the float32 norm of four residual streams, and weigh and mix these streams in float32. Generated
 code would make the streams again for the sum, for y and for each such use, of all that they are made of. mHC GPT on an
@@ -15,24 +15,31 @@ from torch.fx import Node
 from .judging import dtype_name
 from .nodes import is_cast_to_float32, is_elementwise, is_product, is_view, readers, source_of
 
-__all__ = ["widened"]
+__all__ = ["merged", "widened"]
 
 # Views that read memory past their operand, or its values negated: the cast holds neither.
 _OTHER_VALUES = (torch.ops.aten.as_strided.default, torch.ops.aten._neg_view.default)
 
 
-def widened(node: Node, given: dict[str, Any]) -> dict[str, Any]:
-    """Makes one of several such casts of one tensor; the operands of the formula that the call is about to become."""
+def merged(given: dict[str, Any]) -> Node | None:
+    """Of several such casts of one tensor, the one that is left; who normalizes that need not read it."""
     casts = _casts(given["input"]) if given.get("residual") is None else []
     if not casts:
-        return given
+        return None
     cast = min(casts)
-    if node < cast:
-        node.prepend(cast)
     for other in casts:
         if other is not cast and not _leaves(other):
             other.replace_all_uses_with(cast)
             other.graph.erase_node(other)
+    return cast
+
+
+def widened(node: Node, given: dict[str, Any], cast: Node | None) -> dict[str, Any]:
+    """The operands of the formula that the call is about to become, where there is such a cast."""
+    if cast is None:
+        return given
+    if node < cast:
+        node.prepend(cast)
     input = given["input"]
     if not is_elementwise(source_of(input)) or not _may_be_view(input, cast):
         return given

@@ -393,18 +393,27 @@ WIDER = wide_product, wide_elementwise, input_read_as_well, copy_read
 
 
 @pytest.mark.parametrize("function", WIDER, ids=lambda f: f.__name__)
-def test_wider_y(table, function):
-    """It is kept for the matrix, and the input is not. By operators the input is."""
-    table([FORMULA])
+@pytest.mark.parametrize("answer", [FORMULA, OPERATOR], ids=["formula", "operator"])
+def test_wider_y(table, answer, function):
+    """It is kept for the matrix, and the input is not. Where nobody chooses, the input is."""
+    table([answer])
     tensors = operands(function=function)
     got, (forward, _) = run_auto(function, tensors)
     assert_compiled(got, run(function, tensors))
     keeps_y = function is wide_product
-    assert counters["srmsnorm"]["_srms_norm_backward_input: formula"] == keeps_y
-    assert counters["srmsnorm"][KEEPS_INPUT] == (not keeps_y)
+    assert counters["srmsnorm"][f"_srms_norm_backward_input: {answer.answer}"] == keeps_y
+    assert counters["srmsnorm"][f"_srms_norm_backward_of_input: {answer.answer}"] == (not keeps_y)
+    compiled, _, plain = decided(function)
+    run(compiled, tensors)
+    assert bytes_kept(plain[0]) - bytes_kept(forward) == (ROWS * HEADS * DIM * torch.half.itemsize if keeps_y else 0)
+
+
+def test_wider_y_of_an_input_that_lies_otherwise(table):
+    """The gradient lies as the input does, whatever it is made of."""
     table([OPERATOR])
-    _, (by_operator, _) = run_auto(function, tensors)
-    assert bytes_kept(by_operator) - bytes_kept(forward) == (ROWS * HEADS * DIM * torch.half.itemsize if keeps_y else 0)
+    function = lambda x, w: (norm((x.T * 3).half().T, dtype=FLOAT) @ w,)  # noqa: E731
+    tensors = operands(function=wide_product)
+    assert_compiled(run_auto(function, tensors)[0], run(function, tensors))
 
 
 # ---- who decides, and where it is seen
