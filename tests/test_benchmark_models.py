@@ -162,3 +162,18 @@ def test_models_that_were_compiled_ahead(no_caches, monkeypatch, fresh_dynamo):
 def test_linear_attention_is_causal_and_chunked():
     q, k, v = torch.randn(3, 2, 2, 2 * transnormer.CHUNK, 4, dtype=torch.float64)
     assert torch.allclose(transnormer.linear_attention(q, k, v), (q @ k.transpose(-1, -2)).tril() @ v)
+
+
+@pytest.mark.parametrize(
+    ("device", "op", "size", "rests"),
+    [
+        ("cuda", "training", "large", True),
+        ("cuda", "decode", "large", False),
+        ("cuda", "forward", "small", False),
+        ("cpu", "forward", "large", False),
+    ],
+)
+def test_large_steps_of_a_gpu_rest(device, op, size, rests):
+    """And their rows say so: power holds back no others."""
+    case = suite.Case(device, "Llama 4", "compiled", op, "bf16", suite.SIZES[size])
+    assert (suite.RESTED in case.row("speed")["protocol"]) == case.rests == rests

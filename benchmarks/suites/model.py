@@ -30,11 +30,13 @@ SIZES_CPU = {"large": Size(2, 128, 128, 4, 2), "small": Size(1, 32, 64, 2, 2)}
 OPS = ("forward", "training", "decode")
 HOW = ("eager", "compiled")
 PROVIDERS = ("ours", "auto", "rms", "to")
-# A GPU's rest before each sample. Without it, power holds the clocks back by what came before: samples of the compiled
-# QK-norm GPT, forward, on an H100 spread by 1.3 to 3.8 %, with it by 0.5 %, and are 7 % shorter. The models' ratios are
-# the same.
+# A GPU's rest before each sample of large steps: without it, power holds the clocks back by what came before.
+# Samples of the compiled QK-norm GPT, forward, on an H100 spread by 1.3 to 3.8 %, with it by 0.5 %, and are 7 %
+# shorter; the models' ratios are the same. Small steps wait for the host, and spread by 13 to
+# 40 % with it.
 REST_S = 0.1
-SPEED = "CUDA events around {} steps, behind a rest and one step (a CPU: wall clock), median of rounds"
+SPEED = "CUDA events around {} steps{} (a CPU: wall clock), median of rounds"
+RESTED = ", behind a rest and one step"
 CAPTURED = ", each of a CUDA graph that is captured anew"
 MEMORY = "peak of a step beyond weights, inputs and caches"
 COMPILE = "wall clock of the first step, nothing compiled before, here or on disk; median of rounds"
@@ -117,7 +119,11 @@ class Case:
         """Timed together: at least some milliseconds of a GPU."""
         if self.device != "cuda":
             return 3
-        return 100 if self.op == "decode" else 3 if self.tokens > 1024 else 20
+        return 100 if self.op == "decode" else 3 if self.rests else 20
+
+    @property
+    def rests(self) -> bool:
+        return self.device == "cuda" and self.tokens > 1024
 
     @property
     def room(self) -> int:
@@ -135,7 +141,8 @@ class Case:
         return len(self.those_of(providers)) * (1 + rounds + (compiles if self.how == "compiled" else 0))
 
     def row(self, metric: str) -> dict[str, Any]:
-        speed = SPEED.format(self.steps) + (CAPTURED if self.op == "decode" and self.device == "cuda" else "")
+        speed = SPEED.format(self.steps, RESTED if self.rests else "")
+        speed += CAPTURED if self.op == "decode" and self.device == "cuda" else ""
         protocol = {"speed": speed, "memory": MEMORY, "compile": COMPILE}[metric]
         return {
             "metric": metric, "op": self.name, "dtype": self.dtype, "batch": self.size.batch, "n": self.size.length,
@@ -226,9 +233,10 @@ def _rate(call: Step, case: Case, provider: Provider) -> float:
     """Tokens a second."""
     with provider.compiling():
         step = _timed(call, case)
-        if case.device == "cuda":
+        if case.rests:
             torch.cuda.synchronize()
             time.sleep(REST_S)
+        if case.rests or step is not call:
             step()  # the first after a rest, or of a graph, takes longer
         return case.steps * case.tokens / _seconds(step, case)
 
