@@ -5,6 +5,8 @@ import torch
 
 import srmsnorm
 
+pytest.register_assert_rewrite("tolerances")  # an assertion of a helper says what it compared, as one of a test does
+
 WITH_CUDA = torch.cuda.is_available() and srmsnorm.build_info()["cuda"] is not None
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
