@@ -97,8 +97,7 @@ def _keep_output(node: Any, forward: Any) -> None:
 
 
 def _become_of_output(node: Any, operands: tuple[Any, ...], dtype: str) -> None:
-    """Operator or formula: that is decided later, as of any other call. The gradient lies as it did: y lies as the
-    input does, or both gradients as y."""
+    """Operator or formula: that is decided later, as of any other call. The gradient lies as y does, as it did."""
     with node.graph.inserting_before(node):
         options = {"dtype": dtype, "table": node.kwargs["table"]}
         other = node.graph.call_function(TWINS[_OF_OUTPUT], operands, options)

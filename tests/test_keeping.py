@@ -414,6 +414,7 @@ def test_wider_y_of_an_input_that_lies_otherwise(table):
     function = lambda x, w: (norm((x.T * 3).half().T, dtype=FLOAT) @ w,)  # noqa: E731
     tensors = operands(function=wide_product)
     assert_compiled(run_auto(function, tensors)[0], run(function, tensors))
+    assert counters["srmsnorm"]["_srms_norm_backward_input: operator"] == 1
 
 
 # ---- who decides, and where it is seen

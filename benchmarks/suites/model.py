@@ -32,8 +32,7 @@ HOW = ("eager", "compiled")
 PROVIDERS = ("ours", "auto", "rms", "to")
 # A GPU's rest before each sample of large steps: without it, power holds the clocks back by what came before.
 # Samples of the compiled QK-norm GPT, forward, on an H100 spread by 1.3 to 3.8 %, with it by 0.5 %, and are 7 %
-# shorter; the models' ratios are the same. Small steps wait for the host, and spread by 13 to
-# 40 % with it.
+# shorter; the models' ratios are the same. Small steps wait for the host, and spread by 13 to 40 % with it.
 REST_S = 0.1
 SPEED = "CUDA events around {} steps{} (a CPU: wall clock), median of rounds"
 RESTED = ", behind a rest and one step"
@@ -123,6 +122,7 @@ class Case:
 
     @property
     def rests(self) -> bool:
+        """Its steps are so large that power holds the clocks back."""
         return self.device == "cuda" and self.tokens > 1024
 
     @property
