@@ -1,11 +1,13 @@
 """The row that the table of hints (csrc/cuda/hints.h) should have for a GPU, chosen from times.
 
-A row has four columns: which calls keep what they read in the L2 (``keep``), whether blocks are kept ``apart``,
-whether a wider y is ``streamed``, and whether rows that become bytes are prefetched ``far`` ahead. The neutral row has
-none of them. A hint must earn its place: the mean over the cells is better by more than noise, and nowhere slower than
-the neutral row by more than a cell may vary.
+A row says whether what is read is ``kept`` in the L2, whether blocks are kept ``apart``, whether a wider y is
+``streamed``, how many MB ahead rows are prefetched (``balanced``, ``reading``, ``mostly`` and ``bytes``, by what a call
+moves), and whether those of one ``blocks`` are too. ``kept`` and ``apart`` are chosen together; every other hint by
+operations of its own, all others as the neutral row has them. A hint must earn its place: the mean over the cells is
+better by more than noise, and nowhere slower than the neutral row by more than a cell may vary.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -14,15 +16,21 @@ import pandas as pd
 NOISE = 1.002  # of a mean over cells
 WORST = 1.01  # of a cell
 CELL = ["op", "dim"]
-OWN = {"forward,wide": "streamed", "forward,bytes": "far"}  # operations with a hint of their own, and no other
+WIDEST_OF_A_BLOCK = 16_384  # elements of 16 bits; wider rows take a cluster
 
 
 @dataclass(frozen=True)
 class Row:
-    keep: str = "Nothing"  #: Nothing, Balanced or All, as in hints.h
+    """As GpuClass in hints.h; the neutral row has the defaults."""
+
+    kept: bool = False
     apart: bool = False
     streamed: bool = False
-    far: bool = False
+    balanced: int = 2
+    reading: int = 2
+    mostly: int = 4
+    bytes: int = 2
+    blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,66 +41,86 @@ class Gpu:
     bandwidth: int
 
 
+@dataclass(frozen=True)
+class Trial:
+    """The operations that a choice is made by, and whether at rows of a cluster, of one block, or (None) of any."""
+
+    ops: tuple[str, ...]
+    wide: bool | None = None
+
+    def cells(self, times: pd.DataFrame) -> "pd.Series[bool]":
+        cells = times["op"].isin(self.ops)
+        return cells if self.wide is None else cells & ((times["dim"] > WIDEST_OF_A_BLOCK) == self.wide)
+
+
 NEUTRAL = Row()
-KEEPS = ["Nothing", "Balanced", "All"]
+HINTS = [field.name for field in dataclasses.fields(Row)]
+PAIR = ("kept", "apart")
+TRIALS = {
+    PAIR: Trial(("forward", "forward,residual", "forward,sum", "backward")),
+    ("streamed",): Trial(("forward,wide",)),
+    ("balanced",): Trial(("forward",), wide=True),
+    ("reading",): Trial(("forward,residual",), wide=True),
+    ("mostly",): Trial(("backward,sum",), wide=True),
+    ("bytes",): Trial(("forward,bytes",), wide=True),
+    ("blocks",): Trial(("forward,bytes", "forward,wide"), wide=False),
+}
+OPS = list(dict.fromkeys(op for trial in TRIALS.values() for op in trial.ops))
 
 
-def hints_of(op: str) -> tuple[str, ...]:
-    """Those that make a difference to it."""
-    return (OWN[op],) if op in OWN else ("keep", "apart")
-
-
-def ratios(times: pd.DataFrame, row: Row) -> pd.Series:
-    """The times of a row, as fractions of the neutral one's, by cell."""
+def ratios(times: pd.DataFrame, row: Row, hints: tuple[str, ...]) -> pd.Series:
+    """The times with these hints as a row has them, as fractions of the neutral row's, by cell of their trial."""
+    times = times[TRIALS[hints].cells(times)]
 
     def of(row: Row) -> pd.Series:
-        taken = [
-            all(line[hint] == getattr(row, hint) for hint in hints_of(line["op"])) for line in times.to_dict("records")
-        ]
-        return times.loc[pd.Series(taken, times.index, bool)].set_index(CELL)["us"]
+        taken = pd.Series(True, times.index)
+        for hint in HINTS:
+            taken &= times[hint] == getattr(row, hint)
+        return times[taken].set_index(CELL)["us"]
 
-    return of(row) / of(NEUTRAL)
+    return of(dataclasses.replace(NEUTRAL, **{hint: getattr(row, hint) for hint in hints})) / of(NEUTRAL)
 
 
 def mean(ratios: pd.Series) -> float:
     return math.exp(ratios.map(math.log).mean()) if len(ratios) else 1.0
 
 
-def choose(times: pd.DataFrame) -> Row:
-    """times: the columns op, dim, keep, apart, streamed, far and us, a line a measurement.
-
-    Of rows that are as fast but for noise, the one with fewer hints. An operation's own hint is a choice of its own."""
-    others = times[~times["op"].isin(OWN)]
-    pairs = others[["keep", "apart"]].drop_duplicates().itertuples(index=False)
+def best_of(times: pd.DataFrame, hints: tuple[str, ...]) -> dict[str, bool | int]:
+    """Of values that are as fast but for noise, those with fewer changes to the neutral row."""
+    tried = times.loc[TRIALS[hints].cells(times), list(hints)].drop_duplicates().to_dict("records")
     means = {NEUTRAL: 1.0}
-    for row in (Row(keep, bool(apart)) for keep, apart in pairs):
-        found = ratios(others, row)
-        if found.max() <= WORST:
+    for values in tried:
+        row = dataclasses.replace(NEUTRAL, **values)
+        found = ratios(times, row, hints)
+        if len(found) and found.max() <= WORST:
             means[row] = mean(found)
     fast = [row for row in means if means[row] <= min(means.values()) * NOISE]
-    best = min(fast, key=lambda row: (KEEPS.index(row.keep) + row.apart, means[row]))
-    own = {hint: is_gain(ratios(times[times["op"] == op], Row(**{hint: True}))) for op, hint in OWN.items()}  # type: ignore[arg-type]
-    return Row(best.keep, best.apart, **own)
+    changes = {row: sum(getattr(row, hint) != getattr(NEUTRAL, hint) for hint in hints) for row in fast}
+    best = min(fast, key=lambda row: (changes[row], means[row]))
+    return {hint: getattr(best, hint) for hint in hints}
 
 
-def is_gain(found: pd.Series) -> bool:
-    return bool(found.max() <= WORST and mean(found) * NOISE < 1)
+def choose(times: pd.DataFrame) -> Row:
+    """times: the columns op, dim, those of a row, and us, a line a measurement."""
+    return Row(**{hint: value for hints in TRIALS for hint, value in best_of(times, hints).items()})  # type: ignore[arg-type]
 
 
 def as_code(gpu: Gpu, row: Row) -> str:
     """As it stands in kMeasured, the bandwidth to three digits: a row is for what is within 5 % of it."""
     digits = len(str(gpu.bandwidth)) - 3
     bandwidth = round(gpu.bandwidth, -digits) if digits > 0 else gpu.bandwidth
-    flags = ", ".join(str(flag).lower() for flag in (row.apart, row.streamed, row.far))
-    return f"{{{gpu.capability}, {bandwidth}, Keep::{row.keep}, {flags}}}"
+    values = [str(getattr(row, hint)).lower() for hint in HINTS]
+    return f"{{{gpu.capability}, {bandwidth}, {', '.join(values[:3])}, {{{', '.join(values[3:])}}}}}"
 
 
 def gains(times: pd.DataFrame, row: Row) -> str:
-    """What the row wins by operation over the neutral one, the least and the mean of its dims."""
+    """What the row wins over the neutral one by hint and operation, the mean and the least of its dims."""
     lines = []
-    for op, found in ratios(times, row).groupby(level="op", sort=False):
-        lines.append([op, f"{100 * (1 - mean(found)):+.1f} %", f"{100 * (1 - found.max()):+.1f} %"])
-    return pd.DataFrame(lines, columns=["op", "gain", "least, of a dim"]).to_markdown(index=False)
+    for hints in TRIALS:
+        for op, found in ratios(times, row, hints).groupby(level="op", sort=False):
+            values = ", ".join(f"{hint} {str(getattr(row, hint)).lower()}" for hint in hints)
+            lines.append([values, op, f"{100 * (1 - mean(found)):+.1f} %", f"{100 * (1 - found.max()):+.1f} %"])
+    return pd.DataFrame(lines, columns=["hints", "op", "gain", "least, of a dim"]).to_markdown(index=False)
 
 
 def report(times: pd.DataFrame, gpu: Gpu, present: Row) -> str:
@@ -101,9 +129,9 @@ def report(times: pd.DataFrame, gpu: Gpu, present: Row) -> str:
     text = f"The row of kMeasured in csrc/cuda/hints.h:\n\n    {as_code(gpu, chosen)}\n\n"
     if chosen == NEUTRAL:
         text = "Nothing is gained on this GPU: it needs no row of kMeasured in csrc/cuda/hints.h.\n\n"
-    text += "Gains over a row that has none of the hints:\n\n" + gains(times, chosen)
+    text += "Gains over the row of a GPU that nobody has measured:\n\n" + gains(times, chosen)
     if chosen == present:
         return text + "\n\nThe table has it already."
-    slower = mean(ratios(times, present)) / mean(ratios(times, chosen)) - 1
-    there = f"The table has another for this GPU, {as_code(gpu, present)}, which takes {100 * slower:+.1f} % of time:"
-    return f"{text}\n\n{there}\n\n{gains(times, present)}"
+    there, here = (mean(pd.concat([ratios(times, row, hints) for hints in TRIALS])) for row in (present, chosen))
+    slower = f"which takes {100 * (there / here - 1):+.1f} % of time:"
+    return f"{text}\n\nThe table has another for this GPU, {as_code(gpu, present)}, {slower}\n\n{gains(times, present)}"

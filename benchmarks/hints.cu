@@ -5,26 +5,35 @@
 namespace srmsnorm {
 namespace {
 
-const char* name_of(Keep keep) {
-  return keep == Keep::Nothing ? "Nothing" : keep == Keep::Balanced ? "Balanced" : "All";
-}
-
 struct Timed {
   GpuClass row;
   std::vector<float> us;
 };
 
-// Those that differ in the operation: only a wide y can be streamed and only bytes prefetched far, and neither is kept
-// or apart.
-std::vector<Timed> rows_to_time(const std::string& op) {
-  std::vector<Timed> rows;
+// The neutral row, and those that differ from it in what makes a difference to the operation: hint_rows.py says which
+// choice is made by which.
+std::vector<Timed> rows_to_time(const std::string& op, int64_t dim) {
+  std::vector<Timed> rows{{kUnmeasured, {}}};
+  auto also = [&](auto change) {
+    rows.push_back({kUnmeasured, {}});
+    change(rows.back().row);
+  };
+  bool wide = is_wide<ForwardOperands<int>>(dim, sizeof(T));
+  auto ahead = [&](int Ahead::* distance, std::initializer_list<int> megabytes) {
+    if (wide)
+      for (int each : megabytes) also([&](GpuClass& row) { row.ahead.*distance = each; });
+  };
+  if (op == "forward,wide") also([](GpuClass& row) { row.streamed = true; });
   if (op == "forward,wide" || op == "forward,bytes") {
-    bool wide = op == "forward,wide";
-    for (bool on : {false, true}) rows.push_back({{0, 0, Keep::Nothing, false, wide && on, !wide && on}, {}});
-    return rows;
+    if (!wide) also([](GpuClass& row) { row.ahead.blocks = true; });
+  } else if (op != "backward,sum") {
+    for (auto [kept, apart] : {std::pair(false, true), {true, false}, {true, true}})
+      also([&, kept = kept, apart = apart](GpuClass& row) { row.kept = kept, row.apart = apart; });
   }
-  for (auto keep : {Keep::Nothing, Keep::Balanced, Keep::All})
-    for (bool apart : {false, true}) rows.push_back({{0, 0, keep, apart, false, false}, {}});
+  if (op == "forward") ahead(&Ahead::balanced, {0, 4});
+  if (op == "forward,residual") ahead(&Ahead::reading, {0, 4});
+  if (op == "backward,sum") ahead(&Ahead::mostly, {0, 2});
+  if (op == "forward,bytes") ahead(&Ahead::bytes, {0, 4});
   return rows;
 }
 
@@ -57,12 +66,19 @@ float median(std::vector<float>& times) {
   return *middle;
 }
 
+void print(const GpuClass& row) {
+  const Ahead& ahead = row.ahead;
+  std::printf("%d,%d,%d,%d,%d,%d,%d,%d", row.kept, row.apart, row.streamed, ahead.balanced, ahead.reading, ahead.mostly,
+              ahead.bytes, ahead.blocks);
+}
+
 // What the table has for this GPU.
 void print_present() {
   const Gpu& gpu = this_gpu();
-  const auto& row = class_of(gpu);
   long long bandwidth = gpu.bandwidth / (int64_t{1000000} * std::max(1, gpu.multiprocessors));
-  std::printf("%d,%lld,%s,%d,%d,%d\n", gpu.capability, bandwidth, name_of(row.keep), row.apart, row.streamed, row.far);
+  std::printf("%d,%lld,", gpu.capability, bandwidth);
+  print(class_of(gpu));
+  std::puts("");
 }
 
 }  // namespace
@@ -75,14 +91,17 @@ int main(int argc, char** argv) {
   int64_t elements = std::atoll(argv[1]);
   auto buffers = filled_buffers(elements);
   print_present();
-  std::puts("op,dim,keep,apart,streamed,far,us");
+  std::puts("op,dim,kept,apart,streamed,balanced,reading,mostly,bytes,blocks,us");
   for (const auto& op : split(argv[2], ';'))
     for (const auto& text : split(argv[3], ',')) {
-      auto rows = rows_to_time(op);
+      auto rows = rows_to_time(op, std::stoll(text));
+      if (rows.size() == 1) continue;
       time_in_turn(op, space_of(elements, std::stoll(text)), buffers, rows, std::atoi(argv[4]));
-      for (auto& [row, us] : rows)
-        std::printf("\"%s\",%s,%s,%d,%d,%d,%.2f\n", op.c_str(), text.c_str(), name_of(row.keep), row.apart,
-                    row.streamed, row.far, median(us));
+      for (auto& [row, us] : rows) {
+        std::printf("\"%s\",%s,", op.c_str(), text.c_str());
+        print(row);
+        std::printf(",%.2f\n", median(us));
+      }
       std::fflush(stdout);
     }
 }

@@ -72,6 +72,7 @@ float time_of(const Call& call, Candidate& c) {
   // As launch() in launcher.cuh.
   LaunchPlan plan{16 / sizeof(T), c.threads, c.rows, c.vectors, c.cluster, false, false, !flat};
   auto hints = launch_hints(this_gpu(), plan, traffic_of(call));
+  if (c.cluster == 1) hints.ahead = 0;
   constexpr bool gains = flat && Op::kChunks.late == 0;
   bool kept = gains && hints.kept && has_instance(plan, Reading::Kept, true, Op::kChunks);
   c.launched = c.resident == kAsLaunched && c.kept == kept;

@@ -31,8 +31,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "half": torch.float16, "float": torch.floa
 OPS = ["forward", "forward,residual", "forward,sum", "backward", "backward,sum"]
 DIMS = "64,128,256,512,1024,2048,3001,4096,8192,12288,16384,28672,32768,65536,131072,262144"
 PLAN = ["threads_per_row", "rows_per_block", "vectors", "cluster"]
-HINTED_OPS = ["forward", "forward,residual", "forward,sum", "backward", *hint_rows.OWN]
-HINTED_DIMS = "64,96,1024,2048,4096,6144,8192,16384,32768,65536,131072"
+HINTED_DIMS = "64,96,1024,2048,4096,6144,8192,12288,16384,32768,65536,131072"
 ELEMENTS_HELP = "Of each operand."
 PROGRAM_HELP = "The program as it is compiled already."
 
@@ -93,10 +92,10 @@ def table(frame: pd.DataFrame, dtype: str, top: int) -> str:
 def read_hints(text: str) -> tuple[hint_rows.Gpu, hint_rows.Row, pd.DataFrame]:
     """What hints.cu prints: the GPU and its present row in one line, then a CSV."""
     first, rest = text.split("\n", 1)
-    capability, bandwidth, keep, *flags = first.split(",")
-    present = hint_rows.Row(keep, *(flag == "1" for flag in flags))
-    times = pd.read_csv(io.StringIO(rest)).astype({"apart": bool, "streamed": bool, "far": bool})
-    return hint_rows.Gpu(int(capability), int(bandwidth)), present, times
+    capability, bandwidth, *values = (int(number) for number in first.split(","))
+    types = {hint: type(getattr(hint_rows.NEUTRAL, hint)) for hint in hint_rows.HINTS}
+    present = hint_rows.Row(*(of(value) for of, value in zip(types.values(), values, strict=True)))
+    return hint_rows.Gpu(capability, bandwidth), present, pd.read_csv(io.StringIO(rest)).astype(types)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -105,7 +104,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.callback(invoke_without_command=True)
 def hints(
     context: typer.Context,
-    ops: Annotated[str, typer.Option(help="Semicolon-separated.")] = ";".join(HINTED_OPS),
+    ops: Annotated[str, typer.Option(help="Semicolon-separated.")] = ";".join(hint_rows.OPS),
     dims: Annotated[str, typer.Option(help="Comma-separated.")] = HINTED_DIMS,
     elements: Annotated[int, typer.Option(help=ELEMENTS_HELP)] = 1 << 28,
     rounds: Annotated[int, typer.Option(help="All rows take turns in each.")] = 15,

@@ -302,36 +302,49 @@ constexpr Gpu others[] = {{gpu_of(80, 108, 1593, 5120), gpu_of(89, 142, 9001, 38
                           gpu_of(90, 132, 0, 5120), gpu_of(100, 132, 2619, 5120), Gpu{{}}}};
 constexpr LaunchHints hints(const Gpu& gpu, int64_t dim, int read, int written, int64_t rows = 1 << 30,
                             bool same = false, bool in_bytes = false) {{
-  auto plan = plan_launch(dim, 2, chunks_of(ForwardOperands<int>{{2}}), Alignment::Whole, gpu);
+  Gpu with_clusters = gpu;
+  with_clusters.largest_cluster = 16;
+  auto plan = plan_launch(dim, 2, chunks_of(ForwardOperands<int>{{2}}), Alignment::Whole, with_clusters);
   return launch_hints(gpu, plan, {{rows, 2 * dim * read, 2 * dim * written, same, in_bytes}});
 }}
 constexpr bool is(LaunchHints hints, bool kept, bool apart) {{ return hints.kept == kept && hints.apart == apart; }}
 static_assert(hints(h100, 4096, 1, 2).streamed && !hints(h200, 4096, 1, 2).streamed);  // where it was measured
 static_assert(!hints(h100, 4096, 1, 2, 16).streamed);                                 // nor where it fits the L2
-constexpr bool everywhere(const Gpu& gpu, bool balanced, bool others, bool in_a_warp, bool apart) {{
+constexpr bool everywhere(const Gpu& gpu, bool kept, bool apart) {{
   for (int64_t dim : {{64, 96, 2048, 4096, 6144, 8192, 16384}})
     for (int read : {{1, 2, 3}})
       for (int written : {{1, 2}}) {{
-        bool kept = dim < 1000 ? in_a_warp : read == written ? balanced : others;
         if (!is(hints(gpu, dim, read, written), kept, apart)) return false;
         if (!is(hints(gpu, dim, read, written, 16), false, false)) return false;             // fits the L2
         if (!is(hints(gpu, dim, read, written, 1 << 30, true), false, false)) return false;  // expanded
       }}
   return true;
 }}
-static_assert(everywhere(h100, true, true, true, true) && everywhere(h200, true, false, false, false));
+static_assert(everywhere(h100, true, true) && everywhere(h200, true, false));
 constexpr bool nothing_elsewhere() {{
   for (const auto& gpu : others)
-    if (!everywhere(gpu, false, false, false, false)) return false;
+    if (!everywhere(gpu, false, false)) return false;
   return true;
 }}
 static_assert(nothing_elsewhere());
-// A prefetch goes 2 MB ahead on all, 4 MB beside few writes.
-static_assert(hints(h100, 65536, 1, 1).ahead == 16 && hints(h200, 65536, 2, 1).ahead == 8);
-static_assert(hints(Gpu{{}}, 65536, 3, 1).ahead == 10 && hints(h100, 1 << 22, 1, 1).ahead == 1);
-// So it does of what becomes bytes where that was measured.
-static_assert(hints(h100, 65536, 2, 1, 1 << 30, false, true).ahead == 16);
-static_assert(hints(h200, 65536, 2, 1, 1 << 30, false, true).ahead == 8);
+// The last rows release a quarter of the L2, and those before them another.
+static_assert(hints(h100, 4096, 1, 1).tail == (50 << 20) / 4 / 8192 && hints(h100, 4096, 3, 1).tail == 533);
+static_assert(hints(Gpu{{}}, 4096, 1, 1).tail == 0 && hints(h100, 1 << 26, 1, 1, 1 << 10).tail == 1);
+// Clusters are prefetched by 2 MB, 4 MB beside few writes; on an H200 by 4 MB, but not beside few.
+constexpr int megabytes(const Gpu& gpu, int read, int written, bool in_bytes = false) {{
+  return hints(gpu, 65536, read, written, 1 << 30, false, in_bytes).ahead * read / 8;
+}}
+static_assert(megabytes(h100, 1, 1) == 2 && megabytes(h200, 1, 1) == 4 && megabytes(Gpu{{}}, 1, 1) == 2);
+static_assert(megabytes(h100, 4, 3) == 2 && megabytes(h200, 4, 3) == 4 && megabytes(Gpu{{}}, 4, 3) == 2);
+static_assert(megabytes(h100, 2, 1) == 2 && megabytes(h200, 2, 1) == 0 && megabytes(Gpu{{}}, 2, 1) == 2);
+static_assert(megabytes(h100, 4, 1) == 4 && megabytes(h200, 4, 1) == 0 && megabytes(Gpu{{}}, 4, 1) == 4);
+static_assert(megabytes(h100, 2, 1, true) == 4 && megabytes(h200, 2, 1, true) == 4 &&
+              megabytes(Gpu{{}}, 2, 1, true) == 2);
+static_assert(hints(h100, 65536, 3, 1, 16).ahead == 10 && hints(h100, 1 << 22, 1, 1).ahead == 1);
+// Rows of one block only on an H200, where they become bytes or wider, and are many.
+static_assert(hints(h200, 4096, 1, 2).ahead == 512 && hints(h200, 4096, 2, 1, 1 << 30, false, true).ahead == 256);
+static_assert(hints(h200, 4096, 1, 1).ahead == 0 && hints(h200, 4096, 1, 2, 16).ahead == 0);
+static_assert(hints(h100, 4096, 1, 2).ahead == 0 && hints(Gpu{{}}, 4096, 2, 1, 1 << 30, false, true).ahead == 0);
 int main() {{}}
 """
 

@@ -13,7 +13,8 @@ from test_launch import BACKWARD, FORWARD, KEYS, label
 import srmsnorm
 from srmsnorm import Gpu
 
-HINTS = {"kept", "apart", "streamed", "ahead"}
+HINTS = {"kept", "apart", "streamed", "ahead", "tail"}
+KEPT = {"kept", "tail"}
 NO_ROWS = {"_library", "_gpu", "_launch_plan", "_srms_norm_backward"}  # the last is a choice of two others
 OPERATORS = sorted(
     {name.removeprefix("srmsnorm::") for name in torch._C._dispatch_get_all_op_names() if "srmsnorm::" in name}
@@ -153,20 +154,20 @@ def test_chunks_follow_from_the_dtypes():
 # What is taken of the row of a card: forward, with residual, with the sum, backward, a float y, a quantised one. The
 # last column, of cards that nobody has measured, is empty.
 TAKEN = [
-    ("srms_norm", {}, {"kept", "apart"}, {"kept"}),
-    ("srms_norm", {"residual_dtype": BFLOAT}, {"kept", "apart"}, set()),
-    ("add_srms_norm", {}, {"kept", "apart"}, {"kept"}),
-    ("add_srms_norm_", {}, {"kept", "apart"}, {"kept"}),
-    ("_srms_norm_backward_input", {}, {"kept", "apart"}, set()),
+    ("srms_norm", {}, {*KEPT, "apart"}, KEPT),
+    ("srms_norm", {"residual_dtype": BFLOAT}, {*KEPT, "apart"}, KEPT),
+    ("add_srms_norm", {}, {*KEPT, "apart"}, KEPT),
+    ("add_srms_norm_", {}, {*KEPT, "apart"}, KEPT),
+    ("_srms_norm_backward_input", {}, {*KEPT, "apart"}, KEPT),
     ("_srms_norm_backward_input", {"grad_sum": True}, set(), set()),
-    ("_srms_norm_backward_pair", {"residual_dtype": FLOAT}, {"kept", "apart"}, set()),
-    ("srms_norm", {"out_dtype": FLOAT}, {"streamed"}, set()),
+    ("_srms_norm_backward_pair", {"residual_dtype": FLOAT}, {*KEPT, "apart"}, KEPT),
+    ("srms_norm", {"out_dtype": FLOAT}, {"streamed"}, {"ahead"}),
     ("srms_norm", {"out_dtype": HALF}, set(), set()),
     ("_srms_norm_backward_of_input", {}, set(), set()),
     ("rstd", {}, set(), set()),
     ("gated_srms_norm", {}, set(), set()),
     ("_gated_srms_norm_backward", {}, set(), set()),
-    ("srms_norm_quantized", {}, set(), set()),
+    ("srms_norm_quantized", {}, set(), {"ahead"}),
     ("srms_norm_quantized", {"residual_dtype": BFLOAT}, {"apart"}, set()),
 ]
 
@@ -179,20 +180,32 @@ def test_hints_of_a_card(operator, options, on_h100, on_h200):
         assert hints(operator, 4096, gpu=gpu, rows=1 << 16, **options) == want
         assert hints(operator, 4096, gpu=gpu, rows=16, **options) == set()
     anywhere = {**options, "aligned": False}
-    assert not hints(operator, 4096, **anywhere) & {"kept", "apart"}
+    for gpu in (H100, H200):
+        assert not hints(operator, 4096, gpu=gpu, **anywhere) & {*KEPT, "apart", "ahead"}
 
 
 def test_clusters_are_prefetched():
-    assert plan("srms_norm", 65_536)["ahead"] == plan("srms_norm", 65_536, gpu=H200)["ahead"] == 16
+    assert [plan("srms_norm", 65_536, gpu=gpu)["ahead"] for gpu in (H100, H200)] == [16, 32]
     assert plan("_srms_norm_backward_input", 65_536, BFLOAT, grad_sum=True)["ahead"] == 10  # 4 MB beside few writes
+    assert plan("_srms_norm_backward_input", 65_536, BFLOAT, grad_sum=True, gpu=H200)["ahead"] == 0
     assert plan("srms_norm", 65_536, gpu=A100)["ahead"] == 0
     wide = plan("gated_srms_norm", 65_536, gate_dtype=FLOAT), plan("gated_srms_norm", 65_536)
     quantized = "srms_norm_quantized"  # 4 MB of 128 KB where that was measured, and 2 MB elsewhere or of 256
-    assert [plan(quantized, 65_536, gpu=gpu)["ahead"] for gpu in (H100, H200)] == [32, 16]
+    others = card(100, 148, 3996, 8192)
+    assert [plan(quantized, 65_536, gpu=gpu)["ahead"] for gpu in (H100, H200, others)] == [32, 32, 16]
     assert plan("add_srms_norm_quantized", 65_536)["ahead"] == 8
     assert [found["ahead"] for found in wide] == [10, 8]  # 4 MB of 384 KB, 2 MB of 256
     for read_twice in (plan("srms_norm", 65_536, in_phase=False), plan("srms_norm", 2**20)):
         assert read_twice["twice"] and read_twice["ahead"] == 0
+
+
+def test_rows_of_a_warp_are_not_prefetched():
+    """Nor those that are kept, and those of fewer threads by what has threads then."""
+    assert plan("srms_norm", 512, out_dtype=FLOAT, gpu=H200)["ahead"] == 0
+    assert plan("srms_norm_quantized", 1024, gpu=H200)["ahead"] == 0  # a warp, folded
+    assert plan("srms_norm_quantized", 2048, gpu=H200)["ahead"] == 1024
+    pair = plan("_srms_norm_backward_pair", 4096, residual_dtype=FLOAT, gpu=H200)  # 4 bytes read, 6 written
+    assert pair["kept"] and pair["ahead"] == 0
 
 
 @pytest.mark.parametrize("gpu", CARDS.values(), ids=CARDS)

@@ -1,5 +1,6 @@
 """The tuner: the row of hints that it makes of times, on any machine, and that its programs say what it reads."""
 
+import dataclasses
 import itertools
 
 import pandas as pd
@@ -8,73 +9,102 @@ import torch
 from benchmark_samples import BENCHMARKS
 
 from benchmarks import hint_rows
-from benchmarks.hint_rows import OWN, Gpu, Row
+from benchmarks.hint_rows import Gpu, Row
 
-OPS, DIMS = ("forward", "forward,residual", "backward"), (96, 4096, 65_536)
+DIMS = (96, 4096, 28_672, 65_536)
 CARD = Gpu(90, 25_396)
+VALUES = {"streamed": (True,), "balanced": (0, 4), "reading": (0, 4), "mostly": (0, 2), "bytes": (0, 4),
+          "blocks": (True,)}  # fmt: skip
 
 
-def measured(keep=None, apart=0.0, streamed=0.0, far=0.0, cells=None):
-    """Times of all rows: what each hint gains, as a fraction of 100 us; ``cells``: gains of (row, op, dim) instead."""
-    keep, lines = {"Nothing": 0.0, **(keep or {})}, []
-    for op, dim, name, kept_apart in itertools.product(OPS, DIMS, ("Nothing", "Balanced", "All"), (False, True)):
-        gain = keep.get(name, 0.0) + apart * kept_apart
-        gain = (cells or {}).get((name, kept_apart, op, dim), gain)
-        lines.append((op, dim, name, kept_apart, False, False, 100 * (1 - gain)))
-    gains = {"streamed": streamed, "far": far}
-    for (op, hint), dim, on in itertools.product(OWN.items(), DIMS, (False, True)):
-        flags = (on and hint == "streamed", on and hint == "far")
-        lines.append((op, dim, "Nothing", False, *flags, 100 * (1 - gains[hint] * on)))
-    frame = pd.DataFrame(lines, columns=["op", "dim", "keep", "apart", "streamed", "far", "us"])
+def rows_of_trials(op, dim):
+    """The neutral row, and those of every choice that the operation at that dim is for."""
+    yield Row()
+    for hints, trial in hint_rows.TRIALS.items():
+        if not trial.cells(pd.DataFrame({"op": [op], "dim": [dim]})).item():
+            continue
+        if hints == hint_rows.PAIR:
+            yield from (Row(kept, apart) for kept, apart in itertools.product((False, True), repeat=2) if kept or apart)
+        else:
+            yield from (Row(**{hints[0]: value}) for value in VALUES[hints[0]])
+
+
+def measured(gains=None, cells=None):
+    """Times of all rows: what each hint's value gains, as a fraction of 100 us; ``cells``: those of (row, op, dim)
+    instead."""
+    lines = []
+    for op, dim in itertools.product(hint_rows.OPS, DIMS):
+        for row in rows_of_trials(op, dim):
+            gain = sum((gains or {}).get((hint, getattr(row, hint)), 0.0) for hint in hint_rows.HINTS)
+            gain = (cells or {}).get((row, op, dim), gain)
+            lines.append((op, dim, *dataclasses.astuple(row), 100 * (1 - gain)))
+    frame = pd.DataFrame(lines, columns=["op", "dim", *hint_rows.HINTS, "us"])
     return frame.sample(frac=1, random_state=0)  # no order is relied on
 
 
+KEPT, APART, STREAMED = ("kept", True), ("apart", True), ("streamed", True)
+
+
 @pytest.mark.parametrize(
-    ("times", "row"),
+    ("gains", "row"),
     [
-        (measured({"All": 0.01, "Balanced": 0.004}, apart=0.005, streamed=0.1), Row("All", True, True)),
-        (measured({"All": -0.06, "Balanced": 0.01}, apart=-0.04, streamed=-0.02), Row("Balanced", False, False)),
-        (measured({"All": -0.06, "Balanced": -0.01}, apart=-0.04), Row()),
-        (measured({"All": -0.01, "Balanced": -0.01}, apart=0.02, streamed=0.03), Row("Nothing", True, True)),
-        (measured(streamed=-0.02, far=0.03), Row(far=True)),
-        (measured({"All": 0.001, "Balanced": 0.0015}, streamed=0.001), Row()),  # noise
+        ({KEPT: 0.01, APART: 0.005, STREAMED: 0.1}, Row(True, True, True)),
+        ({KEPT: 0.01, APART: -0.04, STREAMED: -0.02}, Row(kept=True)),
+        ({KEPT: -0.06, APART: -0.04}, Row()),
+        ({KEPT: -0.01, APART: 0.02, STREAMED: 0.03}, Row(False, True, True)),
+        ({("bytes", 4): 0.03, ("bytes", 0): 0.04, ("balanced", 4): -0.03}, Row(bytes=0)),
+        ({("reading", 0): 0.02, ("mostly", 0): 0.01, ("mostly", 2): 0.02}, Row(reading=0, mostly=2)),
+        ({("blocks", True): 0.02, ("balanced", 4): 0.01}, Row(balanced=4, blocks=True)),
+        ({KEPT: 0.001, STREAMED: 0.001, ("bytes", 4): 0.001}, Row()),  # noise
+        ({}, Row()),
     ],
 )
-def test_the_row_is_chosen(times, row):
-    assert hint_rows.choose(times) == row
+def test_the_row_is_chosen(gains, row):
+    assert hint_rows.choose(measured(gains)) == row
 
 
 def test_a_row_that_loses_anywhere_is_none():
     """A mean that wins does not excuse a dim that loses more than a cell varies; a little it may."""
-    lost = {("All", False, "backward", 96): -0.03, ("All", True, "backward", 96): -0.03}
-    assert hint_rows.choose(measured({"All": 0.02, "Balanced": 0.01}, cells=lost)) == Row("Balanced")
+    lost = {(Row(True, apart), "backward", 96): -0.03 for apart in (False, True)}
+    assert hint_rows.choose(measured({KEPT: 0.02, APART: 0.01}, cells=lost)) == Row(apart=True)
     noise = dict.fromkeys(lost, -0.005)
-    assert hint_rows.choose(measured({"All": 0.02, "Balanced": 0.01}, cells=noise)).keep == "All"
+    assert hint_rows.choose(measured({KEPT: 0.02, APART: 0.01}, cells=noise)) == Row(True, True)
 
 
 def test_what_was_not_measured_is_not_gained():
-    times = measured({"All": 0.01}, streamed=0.05)
-    assert hint_rows.choose(times[~times["op"].isin(OWN)]) == Row("All")
+    times = measured({KEPT: 0.01, STREAMED: 0.05})
+    assert hint_rows.choose(times[times["op"] != "forward,wide"]) == Row(kept=True)
     assert hint_rows.choose(times[times["op"] == "forward,wide"]) == Row(streamed=True)
+
+
+def test_a_hint_is_chosen_where_it_matters():
+    """A prefetch of clusters at dims that have them, one of blocks at those that have not."""
+    wide = {(Row(blocks=True), "forward,wide", dim): 0.02 for dim in DIMS}
+    narrow = {(Row(balanced=4), "forward", dim): 0.02 for dim in DIMS}
+    assert hint_rows.choose(measured(cells={k: v for k, v in wide.items() if k[2] > 16_384})) == Row()
+    assert hint_rows.choose(measured(cells={k: v for k, v in narrow.items() if k[2] <= 16_384})) == Row()
+    assert hint_rows.choose(measured(cells={**wide, **narrow})) == Row(balanced=4, blocks=True)
 
 
 def test_the_row_as_code():
     """What is printed stands in the table as it is."""
-    assert (
-        hint_rows.as_code(Gpu(90, 25_396), Row("All", True, True, True)) == "{90, 25400, Keep::All, true, true, true}"
-    )
-    assert hint_rows.as_code(Gpu(120, 9_870), Row()) == "{120, 9870, Keep::Nothing, false, false, false}"
-    assert "{90, 25400, Keep::All, true, true, true}" in (BENCHMARKS.parent / "csrc/cuda/hints.h").read_text()
+    h100 = "{90, 25400, true, true, true, {2, 2, 4, 4, false}}"
+    assert hint_rows.as_code(Gpu(90, 25_396), Row(True, True, True, bytes=4)) == h100
+    neutral = "false, false, false, {2, 2, 4, 2, false}}"
+    assert hint_rows.as_code(Gpu(120, 9_870), Row()) == "{120, 9870, " + neutral
+    table = (BENCHMARKS.parent / "csrc/cuda/hints.h").read_text()
+    assert h100 in table and "kUnmeasured{0, 0, " + neutral in table
 
 
 def test_the_report():
-    times = measured({"All": 0.02}, apart=-0.01, streamed=0.1)
-    there = hint_rows.report(times, CARD, Row("All", False, True))
-    assert "{90, 25400, Keep::All, false, true, false}" in there and there.endswith("The table has it already.")
-    gain = [line for line in there.splitlines() if "backward" in line][0]
+    times = measured({KEPT: 0.02, APART: -0.01, STREAMED: 0.1})
+    there = hint_rows.report(times, CARD, Row(True, False, True))
+    assert "{90, 25400, true, false, true, {2, 2, 4, 2, false}}" in there
+    assert there.endswith("The table has it already.")
+    gain = [line for line in there.splitlines() if "| backward " in line][0]
     assert gain.count("+2.0 %") == 2 and "+10.0 %" in there
-    other = hint_rows.report(times, CARD, Row("Nothing", True, False))
-    assert "another for this GPU, {90, 25400, Keep::Nothing, true, false, false}, which takes +" in other
+    other = hint_rows.report(times, CARD, Row(False, True))
+    assert "another for this GPU, {90, 25400, false, true, false, {2, 2, 4, 2, false}}, which takes +" in other
     assert "-1.0 %" in other.split("another for this GPU")[1]
     assert "needs no row" in hint_rows.report(measured(), CARD, Row())
 
@@ -82,12 +112,13 @@ def test_the_report():
 def test_what_the_program_prints_is_read():
     from benchmarks import tune
 
-    text = "90,25396,Balanced,0,1,0\nop,dim,keep,apart,streamed,far,us\n"
-    text += "".join(f'"{r.op}",{r.dim},{r.keep},{int(r.apart)},{int(r.streamed)},{int(r.far)},{r.us:.2f}\n'
-                    for r in measured({"All": 0.02}).itertuples())  # fmt: skip
-    gpu, present, times = tune.read_hints(text)
-    assert (gpu, present) == (CARD, Row("Balanced", False, True))
-    assert hint_rows.choose(times) == Row("All") and len(times) == len(measured())
+    times = measured({KEPT: 0.02})
+    text = "90,25396,1,0,1,2,0,4,2,1\n" + ",".join(times.columns) + "\n"
+    for line in times.itertuples(index=False):
+        text += f'"{line.op}",' + ",".join(str(int(value)) for value in line[1:-1]) + f",{line.us:.2f}\n"
+    gpu, present, read = tune.read_hints(text)
+    assert (gpu, present) == (CARD, Row(kept=True, streamed=True, reading=0, blocks=True))
+    assert hint_rows.choose(read) == Row(kept=True) and len(read) == len(times)
 
 
 def test_it_needs_a_gpu(capsys):

@@ -222,7 +222,7 @@ template <class Call>
 Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const GpuClass& row) {
   const Chunks& chunks = op.chunks;
   auto plan = plan_launch(call.space.dim, op.element_size, chunks, alignment_of(call), gpu);
-  auto hints = launch_hints(row, plan, traffic_of(call));
+  auto hints = launch_hints(gpu, row, plan, traffic_of(call));
   bool flat = !plan.edges && call.space.levels == 1 && has_instance(plan, reading_of(plan), true, chunks);
   bool gains = flat && !chunks.late && !chunks.gated && !chunks.few;
   if (!flat) plan = general_plan(plan, chunks);
@@ -234,7 +234,10 @@ Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const
   hints.kept = gains && hints.kept && has_instance(plan, Reading::Kept, true, chunks);
   hints.apart = gains && hints.apart && resident_blocks(call.space.dim, plan, op) > 0;
   hints.streamed = hints.streamed && writes_wide(call);
-  if (plan.cluster == 1 || plan.twice) hints.ahead = 0;
+  hints.tail = hints.kept ? hints.tail : 0;
+  auto sharing = sharing_of(plan.cluster, plan.threads_per_row);
+  bool prefetched = sharing == Sharing::Blocks || (sharing == Sharing::Warps && flat && !hints.kept);
+  if (!prefetched || plan.twice) hints.ahead = 0;
   return {plan, flat, threads.folded, hints};
 }
 

@@ -2,37 +2,47 @@
 // touch. Host only, no torch, no device code.
 //
 // What wins on one card can lose on another, so the hints are a table by class of GPU, and a card that nobody has
-// measured gets the row that costs nothing. Fractions of the roof: 2^28 bf16 elements, forward / with residual / with
-// sum / backward.
+// measured gets the row that costs nothing. Figures are of 2^28 bf16 elements, fractions of the roof where they have no
+// unit.
 #pragma once
 #include "plan.h"
 
 namespace srmsnorm {
 
-// Of which calls what is read stays in the L2 until the row is written. Balanced: those that write as much as they
-// read, where a row takes whole warps.
-enum class Keep { Nothing, Balanced, All };
+// How far ahead the rows that are still to come start on their way to the L2, in MB of what is read; 0: none does.
+struct Ahead {
+  int balanced;  // where at least two thirds as much is written as is read
+  int reading;   // where less is
+  int mostly;    // where less than half is
+  int bytes;     // of one operand that becomes bytes, whatever is written
+  bool blocks;   // rows of one block as well, where they become bytes or wider; others' are those of clusters alone
+};
 
 struct GpuClass {
   int capability;
   int bandwidth;  // of a multiprocessor, MB/s: what its threads have to keep on their way
-  Keep keep;
+  bool kept;      // what is read stays in the L2 until the next rows take its place (LaunchHints::tail)
   bool apart;     // blocks are kept apart (resident_blocks)
   bool streamed;  // a float y beside 16 bits is stored as what the L2 need not keep
-  bool far;       // clusters whose rows become bytes prefetch farther ahead
+  Ahead ahead;
 };
 
-// H100 (HBM3): both win 0.4 to 2 %. H200: the same multiprocessors want 1.47 times as much on its way, and lose by what
-// keeps it back: dim 4096 .96 / .93 / 1.00 / .93 with the H100's row, 1.01 / .96 / 1.01 / .96 with blocks not apart,
-// .98 / .99 / .98 / .99 with nothing kept either; 6144 .98 / .88 / .97 / .88, 1.00 / .97 / 1.01 / .97 and .98 / .99 /
-// .99 / .99. Parts of a warp lose even where balanced: 96 .97 / .92 / .96 / .91 kept, 1.01 / 1.00 / 1.01 / .99 not.
+// Kept, H100 (HBM3): 0.4 to 2 % faster. H200, us of nothing and of kept, dim 64 to 16384: forward 255 to 265 and 253 to
+// 256, with residual 373 to 377 and 368 to 373, with sum 513 to 528 and 504 to 508, backward 374 to 378 and 369 to 373,
+// beside float 648 to 668 and 635 to 645.
+// Apart: the H100 gains 0.4 to 2 %; the H200's multiprocessors want 1.47 times as much on its way, and lose by what
+// keeps it back (dim 6144, with residual, 397 us for 370).
 // A float y of 16-bit rows, two thirds of what is moved: H100, dims 64 to 131072, streamed .97 to .99 of the roof, else
-// .84 to .96; H200, no difference.
-// Bytes, 4 MB ahead for 2: H100, fp8 28672 .97 for .93, 32768 1.02 for .98, 65536 1.01 for .96, 131072 .97 for .93,
-// groups 65536 .93 for .90; beside a residual 2 MB are better (65536 1.006 for .997). H200: not measured.
-constexpr GpuClass kMeasured[] = {{90, 25400, Keep::All, true, true, true},
-                                  {90, 37250, Keep::Balanced, false, false, false}};
-constexpr GpuClass kUnmeasured{0, 0, Keep::Nothing, false, false, false};
+// .84 to .96; H200, 1 % slower.
+// Ahead, H100, dim 65536, forward / with residual / backward: 1.007 / 1.001 / 1.002 with 2 MB, 0.997 / 0.992 / 0.994
+// with 4 MB, 0.995 / 0.997 / 0.999 with none; with a gradient of the sum 0.990, 0.992, 0.985; fp8 28672 .93 with 2 MB,
+// .97 with 4, 65536 .96 and 1.01. H200, us with none, 2 MB and 4 MB, dim 131072: forward 284, 266, 262; beside a float
+// gradient 658, 656, 646; but backward 375, 384, 384, with a gradient of the sum 501, 519, 518, fp8 297, 264, 259.
+// In blocks, H200, us with none and with 4 MB: fp8 4096 206 and 199, 12288 246 and 216, a float y 4096 403 and 390;
+// H100: no gain.
+constexpr GpuClass kMeasured[] = {{90, 25400, true, true, true, {2, 2, 4, 4, false}},
+                                  {90, 37250, true, false, false, {4, 0, 0, 4, true}}};
+constexpr GpuClass kUnmeasured{0, 0, false, false, false, {2, 2, 4, 2, false}};
 
 // Measured is what is within 5 % of a row: no other product is so near to either.
 constexpr const GpuClass& class_of(const Gpu& gpu) {
@@ -66,34 +76,49 @@ struct Traffic {
   bool in_bytes;                // one operand, which becomes bytes
 };
 
+// Of rows of one block the launcher takes the prefetch where nothing is kept of them.
 struct LaunchHints {
-  int ahead;  // clusters start a prefetch of the row that many further on
+  int ahead;  // a prefetch of the row that many further on; 0: of none
+  int tail;   // rows at the end that release what is kept of them, and of as many rows before
   bool kept, apart, streamed;
 
   template <class F>
   void each(F f) const {
-    f("kept", kept), f("apart", apart), f("streamed", streamed), f("ahead", ahead);
+    f("kept", kept), f("apart", apart), f("streamed", streamed), f("ahead", ahead), f("tail", tail);
   }
 };
 
-// Ahead by 2 MB of what is read, 4 MB beside few writes, bytes as GpuClass says (measured with other values here). dim
-// 65536: 1.007 / 1.001 / 1.002 with 2 MB, 0.997 / 0.992 / 0.994 with 4 MB, 0.995 / 0.997 / 0.999 with none; with a
-// gradient of the sum 0.990, 0.992, 0.985; dim 28672 to 262144 alike. The others are for calls that move more than any
-// L2 holds.
-constexpr LaunchHints launch_hints(const GpuClass& row, const LaunchPlan& plan, const Traffic& traffic) {
-  bool far = traffic.read > 2 * traffic.written || (row.far && traffic.in_bytes);
-  int64_t ahead = (far ? 4 : 2) << 20;
-  LaunchHints hints{static_cast<int>(std::max<int64_t>(1, ahead / traffic.read)), false, false, false};
-  if (traffic.repeats || traffic.rows * (traffic.read + traffic.written) <= int64_t{128} << 20) return hints;
-  bool balanced = traffic.read == traffic.written && sharing_of(plan.cluster, plan.threads_per_row) != Sharing::Lanes;
-  hints.kept = row.keep == Keep::All || (row.keep == Keep::Balanced && balanced);
+// Rows that are read for so many bytes; at least one.
+constexpr int rows_of(int64_t bytes, int64_t of_row) {
+  return static_cast<int>(std::clamp<int64_t>(bytes / of_row, 1, INT32_MAX));
+}
+
+constexpr int megabytes_ahead(const Ahead& ahead, const Traffic& traffic) {
+  if (traffic.in_bytes) return ahead.bytes;
+  if (traffic.read > 2 * traffic.written) return ahead.mostly;
+  return 2 * traffic.read > 3 * traffic.written ? ahead.reading : ahead.balanced;
+}
+
+// All but the prefetch of clusters are for calls that move more than any L2 holds. The rows that the tail releases are
+// half an L2, as it keeps a line for each half of the GPU (an H200's next kernel waits for none).
+constexpr LaunchHints launch_hints(const Gpu& gpu, const GpuClass& row, const LaunchPlan& plan,
+                                   const Traffic& traffic) {
+  LaunchHints hints{0, 0, false, false, false};
+  bool clustered = plan.cluster > 1, many = traffic.rows * (traffic.read + traffic.written) > int64_t{128} << 20;
+  bool other_size = traffic.in_bytes || traffic.written > traffic.read;
+  int ahead = megabytes_ahead(row.ahead, traffic);
+  if (ahead && (clustered || (row.ahead.blocks && other_size && many)))
+    hints.ahead = rows_of(int64_t{ahead} << 20, traffic.read);
+  if (traffic.repeats || !many) return hints;
+  hints.kept = row.kept;
+  hints.tail = row.kept ? rows_of(gpu.l2_bytes / 4, traffic.read) : 0;
   hints.apart = row.apart;
   hints.streamed = row.streamed;
   return hints;
 }
 
 constexpr LaunchHints launch_hints(const Gpu& gpu, const LaunchPlan& plan, const Traffic& traffic) {
-  return launch_hints(class_of(gpu), plan, traffic);
+  return launch_hints(gpu, class_of(gpu), plan, traffic);
 }
 
 }  // namespace srmsnorm

@@ -65,7 +65,7 @@ struct FlatArgs {
   int64_t rows, dim;
   Operand loaded_first[first];
   Accumulator eps, inverse_dim;
-  int ahead;  // clusters start a prefetch of the row that many further on
+  int ahead, tail;  // as LaunchHints has them
   Operand others[operands - first];
 
   __host__ __device__ Operand& of(int i) { return i < first ? loaded_first[i] : others[i - first]; }
@@ -105,6 +105,7 @@ Args kernel_args(const Call& call, const LaunchHints& hints) {
   args.rows = space.rows;
   args.dim = space.dim;
   args.ahead = hints.ahead;
+  args.tail = hints.tail;
   if constexpr (requires { call.eps; }) args.eps = static_cast<decltype(args.eps)>(call.eps);
   if constexpr (requires { args.gating; }) args.gating = call.gating;
   if constexpr (requires { args.written; }) {

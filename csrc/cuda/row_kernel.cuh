@@ -32,8 +32,9 @@
 
 namespace srmsnorm {
 
-// What this block will read of a row further on starts on its way to the L2: the memory stays busy while the blocks of
-// a cluster wait for each other and for the places of all of them. A hint: nothing depends on it.
+// What this block, or one that takes its place, will read of a row further on starts on its way to the L2: the memory
+// stays busy while threads wait for each other, and a cluster for the places of all its blocks. A hint: nothing depends
+// on it.
 template <class Op, class Group>
 __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64_t dim) {
 #if SRMSNORM_CLUSTERS
@@ -47,6 +48,25 @@ __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64
   op.each(nothing, start);
   op.each_late(nothing, start);
 #endif
+}
+
+// Whether rows of one block are prefetched where the hints say so: those of operators that never keep them. The others
+// would lose registers by the code alone (forward, 4 vectors a thread, 60 for 50).
+template <class Op, Sharing sharing, bool flat>
+constexpr bool kPrefetchesBlocks = sharing == Sharing::Warps && flat && (Op::kChunks.in_bytes || Op::kChunks.few);
+
+// A row's lines are no longer the last to leave the L2. By all threads of the row; one that begins or ends inside a
+// line may leave its end to the next one. A function that is called: as part of the kernel it takes registers of it
+// (forward, 4 vectors a thread, 58 for 50).
+template <class Op, class Args>
+__device__ __noinline__ void release(const Args& args, int64_t row, int thread, int threads) {
+  typename Op::template Held<1, false, false> nothing;
+  Op(args, row).each(nothing, [&](auto&, auto row) {
+    const char* from = reinterpret_cast<const char*>(row);
+    int64_t bytes = args.dim * sizeof(*row);
+    for (int64_t at = int64_t{kLineBytes} * thread; at < bytes; at += int64_t{kLineBytes} * threads)
+      release_line(from + at);
+  });
 }
 
 // Whether other operands are wider than the input.
@@ -85,9 +105,10 @@ constexpr Bounds kBounds = bounds<Op, vectors, sharing, flat, reading>();
 // flat: rows in one level that begin and end at 16 bytes; else they may lie anywhere, which takes levels and edges. Few
 // rows wait for every instruction (1 x 4096 1.30 us, with levels and edges 1.43; few rows are timed here in a bare loop
 // of graph nodes, which takes about 0.16 us less than the benchmark's). However a row is read, it is reduced in the
-// same order. Why the memory likes rows that are kept is not known: dim 1024 to 16384 0.6 to 1.2 % faster, for operands
-// that do not fit the L2. Not released, the lines would stay and cost the next kernel: ten passes over 40 MB after a
-// norm 135 us, released 71, without the hint 70.
+// same order. Why the memory likes rows that are kept is not known (hints.h has the gains). Kept lines make way for
+// those of later rows and for no other kernel's, so the last rows release what is left: ten passes over 40 MB after a
+// norm 115 us on an H200, 139 with nothing released, 115 without the hint. To release every row as it is done with
+// takes an H200 1 to 5 % of its time, an H100 none.
 template <class Op, int vectors, Sharing sharing, bool flat, Reading reading>
 __global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.threads,
                                   kBounds<Op, vectors, sharing, flat, reading>.blocks)
@@ -134,8 +155,9 @@ __global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.t
     }
   } else {
     tile.load(op, cut, own);
-    if constexpr (clustered)
-      if (threadIdx.x == 0 && row + args.ahead < args.rows) prefetch(Op(args, row + args.ahead), group, args.dim);
+    if constexpr (clustered || kPrefetchesBlocks<Op, sharing, flat>)
+      if (threadIdx.x == 0 && args.ahead > 0 && row + args.ahead < args.rows)
+        prefetch(Op(args, row + args.ahead), group, args.dim);
     // While the loads are on their way: these arguments are cold too. The branch, always taken, keeps them from being
     // asked for before the loads (64 x 16384 with residual: 4.43 us for 4.57); the trap, never met, from being asked
     // for after the reduction, as where lanes share a row (64 x 256 1.15 us for 1.21, backward 1.25 for 1.41).
@@ -169,6 +191,11 @@ __global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.t
   } else {
     tile.store(op, cut, own);
   }
+  if constexpr (reading == Reading::Kept)
+    if (active && row + args.tail >= args.rows) {
+      release<Op>(args, row, thread, threads);
+      if (row >= args.tail) release<Op>(args, row - args.tail, thread, threads);
+    }
   if constexpr (!flat)
     edge.each(op, cut, thread, threads, [&](const auto& held, Index i) {
       auto store = [&](const auto& from, auto row) {

@@ -116,20 +116,9 @@ struct Tile {
 #pragma unroll
       for (int i = 0; i < vectors; i++) op.template store<1>(held[i], store_at(cut, at(i)));
     }
-    if constexpr (kKept) release(op, cut, at);
   }
 
  private:
-  template <class Cut, class At>
-  __device__ __forceinline__ void release(const Op& op, const Cut& cut, At at) {
-#pragma unroll
-    for (int i = 0; i < vectors; i++) {
-      auto vector = at(i);
-      if (vector >= cut.vectors) continue;
-      op.each(held[i], [&](auto& of, auto row) { of.release(cut.at(row, vector)); });
-    }
-  }
-
   static __device__ __forceinline__ decltype(auto) of_vector(const Op& op, int i) {
     if constexpr (Op::kChunks.in_bytes)
       return op.template of_vector<vectors>(i);

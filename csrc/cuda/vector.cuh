@@ -70,11 +70,6 @@ struct alignas(16) Vector {
     for (int i = 0; i < kChunks; i++) chunks[i] = load16_kept(reinterpret_cast<const uint4*>(from) + i);
   }
 
-  // Neighbouring threads have neighbouring vectors: one of them for each line.
-  static __device__ __forceinline__ void release(const T* from) {
-    if (threadIdx.x % (kLineBytes / sizeof(Vector)) == 0) release_line(from);
-  }
-
   // A warp's vectors, as many as are left of the row, to its part of shared memory, past the registers: neighbouring
   // lanes copy neighbouring chunks. By all lanes of the warp, as what a lane loads others have copied.
   template <class Index>
