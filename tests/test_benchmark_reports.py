@@ -127,7 +127,17 @@ def test_the_readme_is_written_from_the_results(tmp_path):
     published = next(line for line in text.splitlines() if " speed, forward |" in line)
     assert "0.0500" in published and "0.1112" in published  # ours and torch.compile's on the H100, at n = 2048
     assert "Worst cell: mixed, backward+sum" in text
-    assert readme.section(EXAMPLES, tmp_path, [EXAMPLES]).count("Worst cell: mixed, backward+sum") == 2
+    both = readme.section(EXAMPLES, tmp_path, [EXAMPLES])
+    assert both.count("Worst cell: mixed, backward+sum") == 2
+    lines = [line for line in both.splitlines() if " speed, forward |" in line]
+    assert len(lines) == 2 and ["0.1112" in line for line in lines] == [True, False]  # what was published stands once
+    assert "own roof, bf16 beside torch.compile, torch.compile, max-autotune, F.rms_norm; mixed beside" in both
+
+
+def test_who_was_timed_beside_whom(tmp_path):
+    frame = common.read(EXAMPLES / "sweep.csv")
+    frame = frame[(frame["dtype"] == "bf16") | frame["provider"].isin(["ours", "roof"])]
+    assert readme._company(frame).endswith("; mixed alone")
 
 
 def test_the_projects_readme_holds_the_committed_results():

@@ -1,4 +1,4 @@
-"""The tables of the project's README, from the CSVs of one machine, and the sweeps of others."""
+"""The tables of the project's README, from the CSVs of one machine, and the tables and sweeps of others."""
 
 import os
 import pathlib
@@ -16,6 +16,8 @@ def section(folder: pathlib.Path, root: pathlib.Path, others: Sequence[pathlib.P
     if (folder / "sweep.csv").exists():
         parts += _sweep(folder / "sweep.csv", _link(folder, root))
     for other in others:
+        if (other / "tables.csv").exists():
+            parts += _tables_of_another(other / "tables.csv", _link(other, root))
         parts += _sweep_of_another(other / "sweep.csv", _link(other, root))
     return "\n\n".join(parts) + "\n"
 
@@ -24,13 +26,18 @@ def _link(folder: pathlib.Path, root: pathlib.Path) -> str:
     return pathlib.PurePath(os.path.relpath(folder, root)).as_posix()
 
 
-def _tables(path: pathlib.Path, link: str) -> list[str]:
+def _published_sizes(path: pathlib.Path) -> tuple[pd.DataFrame, list[str], int]:
+    """What was measured at the published batch, dim and dtype, the providers and the longest sequence."""
     frame = read(path)
     frame = frame[(frame["batch"] == 4) & (frame["dim"] == 2048) & (frame["dtype"] == "bf16")]
     if frame.empty:
         raise ValueError(f"{path} has no results at batch 4, dim 2048, bf16")
-    first, names = frame.iloc[0], ordered(frame["provider"])
-    longest = int(frame["n"].max())
+    return frame, ordered(frame["provider"]), int(frame["n"].max())
+
+
+def _tables(path: pathlib.Path, link: str) -> list[str]:
+    frame, names, longest = _published_sizes(path)
+    first = frame.iloc[0]
     legend = ", ".join(f"`{name}` {COLUMNS[name]}" for name in names if name in COLUMNS)
     return [
         f"One {first['device']}, torch {first['torch']}, CUDA {first['cuda']}: x of 4 × n × 2048 in bfloat16; speed in "
@@ -43,7 +50,17 @@ def _tables(path: pathlib.Path, link: str) -> list[str]:
     ]
 
 
-def lines(frame: pd.DataFrame, names: list[str], n: int) -> dict[str, list[str]]:
+def _tables_of_another(path: pathlib.Path, link: str) -> list[str]:
+    frame, names, longest = _published_sizes(path)
+    return [
+        f"The same on one {frame.iloc[0]['device']}, n = {longest} ([every n]({link}/tables.md), "
+        f"[drawn]({link}/tables.png)):",
+        grid(lines(frame, names, longest, published=False)),
+        *failures(frame[frame["n"] == longest]),
+    ]
+
+
+def lines(frame: pd.DataFrame, names: list[str], n: int, published: bool = True) -> dict[str, list[str]]:
     """A line for each of the eight tables."""
     table: dict[str, list[str]] = {}
     for kind in tables.KINDS:
@@ -54,7 +71,7 @@ def lines(frame: pd.DataFrame, names: list[str], n: int) -> dict[str, list[str]]
         line = {
             "": [f"{metric}, {op}{', residual' if residual == 'True' else ''}"],
             **tables.columns(rows, names, [n], metric),
-            **tables.published_columns(metric, op, residual, [n], tables.form(metric)),
+            **(tables.published_columns(metric, op, residual, [n], tables.form(metric)) if published else {}),
         }
         for key, column in line.items():
             table.setdefault(key, []).extend(column)
@@ -71,11 +88,19 @@ def _sweep(path: pathlib.Path, link: str) -> list[str]:
     ]
 
 
+def _company(frame: pd.DataFrame) -> str:
+    """Which dtypes were timed beside whom, and which alone."""
+    dtypes: dict[str, list[str]] = {}
+    for dtype, rows in frame.groupby("dtype", sort=False):
+        others = [COLUMNS[name] for name in ordered(rows["provider"]) if name in COLUMNS and name != "ours"]
+        dtypes.setdefault(f"beside {', '.join(others)}" if others else "alone", []).append(str(dtype))
+    return "; ".join(f"{', '.join(names)} {company}" for company, names in dtypes.items())
+
+
 def _sweep_of_another(path: pathlib.Path, link: str) -> list[str]:
     frame = read(path)
-    beside = ", ".join(COLUMNS[name] for name in ordered(frame["provider"]) if name in COLUMNS and name != "ours")
     return [
-        f"The sweep on one {frame.iloc[0]['device']}, {' and '.join(frame['dtype'].unique())} beside {beside}, as "
-        f"fractions of its own roof ([every cell]({link}/sweep.md), [drawn]({link}/sweep.png)):",
+        f"The sweep on one {frame.iloc[0]['device']}, as fractions of its own roof, {_company(frame)} "
+        f"([every cell]({link}/sweep.md), [drawn]({link}/sweep.png)):",
         *cells.summary(cells.cells_of(frame)),
     ]
