@@ -63,11 +63,13 @@ def test_number_of_rows(device, kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_many_rows(cuda, kind):
-    """Launches for thousands of rows give the bits of launches for one. The last four move more than the L2 holds."""
+    """Launches for thousands of rows give the bits of launches for one. But for two, they move more than the L2
+    holds."""
     for dim, rows in (
         (8, 2**17),
-        (64, 2**16),
+        (64, 2**20 + 64),
         (100, 2**15),
+        (768, 2**16 + 64),
         (1024, 2**15 + 64),
         (4096, 2**13 + 16),
         (16_384, 2**11 + 16),
@@ -77,6 +79,21 @@ def test_many_rows(cuda, kind):
         want = everything(*whole)
         for part in (slice(0, 1), slice(rows // 2, rows // 2 + 16), slice(rows - 32, rows)):
             assert_bits(everything(*sliced(whole, part)), {key: value[part] for key, value in want.items()})
+
+
+@pytest.mark.parametrize("dim", [1024, 4096, 12_288, 65_536])
+def test_many_rows_of_another_size(cuda, dim):
+    """Rows that become bytes or float32, which some GPUs prefetch where there are more than the L2 holds."""
+
+    def results(input):
+        quantized, scale = srmsnorm.srms_norm_quantized(input, dtype=torch.int8)
+        return {"float32": srmsnorm.srms_norm(input, dtype=FLOAT), "int8": quantized, "scale": scale}
+
+    rows = 2**26 // dim + 16
+    input = samples.contiguous((rows, dim), dtype=BFLOAT, device=cuda).normal_()
+    want = results(input)
+    for part in (slice(0, 1), slice(rows // 2, rows // 2 + 16), slice(rows - 32, rows)):
+        assert_bits(results(input[part]), {key: value[part] for key, value in want.items()})
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
