@@ -108,9 +108,10 @@ def launch_plan(*args: Any, **options: Any) -> dict[str, Any]:
 
     Returns:
         The plan's integers and flags by name (``threads_per_row``, ``rows_per_block``, ``vectors``, ``cluster``, ...).
-        With a GPU also what the launch takes of the hints: ``kept`` (what is read stays in the L2 until the row is
-        written), ``apart`` (fewer blocks than fit stand on a multiprocessor), ``streamed`` (a wider y is stored as what
-        the L2 need not keep), ``ahead`` (clusters prefetch the row that many further on; 0: no prefetch); and ``gpu``.
+        With a GPU also what the launch takes of the hints: ``kept`` (what is read stays in the L2 until the next rows
+        take its place) and ``tail`` (so many rows at the end release what is kept of them, and of as many rows before),
+        ``apart`` (fewer blocks than fit stand on a multiprocessor), ``streamed`` (a wider y is stored as what the L2
+        need not keep), ``ahead`` (the row that many further on is prefetched; 0: none); and ``gpu``.
 
     Raises:
         ValueError: an operator that there is not, an option that it does not take, rows or a GPU that cannot be.
