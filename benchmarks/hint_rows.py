@@ -69,7 +69,8 @@ OPS = list(dict.fromkeys(op for trial in TRIALS.values() for op in trial.ops))
 
 
 def ratios(times: pd.DataFrame, row: Row, hints: tuple[str, ...]) -> pd.Series:
-    """The times with these hints as a row has them, as fractions of the neutral row's, by cell of their trial."""
+    """The times with these hints as a row has them, as fractions of the neutral row's, by cell of their trial. Those
+    where it launches what the neutral row launches are not timed, and not among them."""
     times = times[TRIALS[hints].cells(times)]
 
     def of(row: Row) -> pd.Series:
@@ -78,7 +79,7 @@ def ratios(times: pd.DataFrame, row: Row, hints: tuple[str, ...]) -> pd.Series:
             taken &= times[hint] == getattr(row, hint)
         return times[taken].set_index(CELL)["us"]
 
-    return of(dataclasses.replace(NEUTRAL, **{hint: getattr(row, hint) for hint in hints})) / of(NEUTRAL)
+    return (of(dataclasses.replace(NEUTRAL, **{hint: getattr(row, hint) for hint in hints})) / of(NEUTRAL)).dropna()
 
 
 def mean(ratios: pd.Series) -> float:
@@ -132,6 +133,9 @@ def report(times: pd.DataFrame, gpu: Gpu, present: Row) -> str:
     text += "Gains over the row of a GPU that nobody has measured:\n\n" + gains(times, chosen)
     if chosen == present:
         return text + "\n\nThe table has it already."
-    there, here = (mean(pd.concat([ratios(times, row, hints) for hints in TRIALS])) for row in (present, chosen))
-    slower = f"which takes {100 * (there / here - 1):+.1f} % of time:"
+    rows = (present, chosen)
+    names = [", ".join(hints) for hints in TRIALS]
+    there, here = (pd.concat([ratios(times, row, hints) for hints in TRIALS], keys=names) for row in rows)
+    both = pd.concat([there, here], axis=1, keys=["there", "here"]).fillna(1.0)  # not timed: as the neutral row
+    slower = f"which takes {100 * (mean(both['there']) / mean(both['here']) - 1):+.1f} % of time:"
     return f"{text}\n\nThe table has another for this GPU, {as_code(gpu, present)}, {slower}\n\n{gains(times, present)}"

@@ -42,11 +42,35 @@ float time_of(const Call& call, const GpuClass& row) {
   return time_us([&] { return launch<Op>(call, this_gpu(), row, nullptr); });
 }
 
+template <class F>
+float by_name(const std::string& op, const RowSpace& space, const Buffers& buffers, F f) {
+  if (op == "forward,wide") return with_wide_forward(space, buffers, f);
+  if (op == "forward,bytes") return with_forward_in_bytes(space, buffers, f);
+  return op[0] == 'f' ? with_forward(op, space, buffers, f) : with_backward(op, space, buffers, f);
+}
+
 float time_of(const std::string& op, const RowSpace& space, const Buffers& buffers, const GpuClass& row) {
-  auto timed = [&]<class Op>(const auto& call) { return time_of<Op>(call, row); };
-  if (op == "forward,wide") return with_wide_forward(space, buffers, timed);
-  if (op == "forward,bytes") return with_forward_in_bytes(space, buffers, timed);
-  return op[0] == 'f' ? with_forward(op, space, buffers, timed) : with_backward(op, space, buffers, timed);
+  return by_name(op, space, buffers, [&]<class Op>(const auto& call) { return time_of<Op>(call, row); });
+}
+
+// Those whose launch is not the neutral row's, after that one.
+std::vector<Timed> different(const std::string& op, const RowSpace& space, const Buffers& buffers,
+                             const std::vector<Timed>& rows) {
+  auto hints_of = [&](const GpuClass& row) {
+    std::vector<int> found;
+    auto ask = [&]<class Op>(const auto& call) {
+      choose_launch(call, traits_of<Op>(), this_gpu(), row).hints.each([&](auto, int value) {
+        found.push_back(value);
+      });
+      return 0.f;
+    };
+    by_name(op, space, buffers, ask);
+    return found;
+  };
+  std::vector<Timed> all{rows[0]};
+  for (const auto& timed : rows)
+    if (hints_of(timed.row) != hints_of(rows[0].row)) all.push_back(timed);
+  return all;
 }
 
 // In turn, so that what changes with time changes for all; the first round is a warm-up.
@@ -94,9 +118,10 @@ int main(int argc, char** argv) {
   std::puts("op,dim,kept,apart,streamed,balanced,reading,mostly,bytes,blocks,us");
   for (const auto& op : split(argv[2], ';'))
     for (const auto& text : split(argv[3], ',')) {
-      auto rows = rows_to_time(op, std::stoll(text));
+      auto space = space_of(elements, std::stoll(text));
+      auto rows = different(op, space, buffers, rows_to_time(op, space.dim));
       if (rows.size() == 1) continue;
-      time_in_turn(op, space_of(elements, std::stoll(text)), buffers, rows, std::atoi(argv[4]));
+      time_in_turn(op, space, buffers, rows, std::atoi(argv[4]));
       for (auto& [row, us] : rows) {
         std::printf("\"%s\",%s,", op.c_str(), text.c_str());
         print(row);

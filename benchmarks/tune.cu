@@ -71,7 +71,11 @@ float time_of(const Call& call, Candidate& c) {
   if (!kernel) return -1;
   // As launch() in launcher.cuh.
   LaunchPlan plan{16 / sizeof(T), c.threads, c.rows, c.vectors, c.cluster, false, false, !flat};
-  auto hints = launch_hints(this_gpu(), plan, traffic_of(call));
+  GpuClass row = class_of(this_gpu());
+  bool keeps = row.kept;
+  row.kept = true;  // what a candidate keeps it releases, on every GPU
+  auto hints = launch_hints(this_gpu(), row, plan, traffic_of(call));
+  hints.kept &= keeps;
   if (c.cluster == 1) hints.ahead = 0;
   constexpr bool gains = flat && Op::kChunks.late == 0;
   bool kept = gains && hints.kept && has_instance(plan, Reading::Kept, true, Op::kChunks);

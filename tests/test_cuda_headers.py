@@ -1,6 +1,7 @@
 """The headers of csrc/cuda in programs of their own: they compile, and what they decide at compile time."""
 
 import pathlib
+import re
 import runpy
 import shutil
 import subprocess
@@ -53,8 +54,11 @@ def nvcc(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_89", "sm_90", "sm_120"])
 def test_kernels_compile_for_other_architectures(architecture, nvcc, tmp_path):
-    """With clusters and without; what a build compiles is one architecture alone."""
-    nvcc(INSTANCES, f"-arch={architecture}", "-ptx", to=tmp_path / "instances.ptx")
+    """With clusters and without; what a build compiles is one architecture alone. A kept row releases its own lines and
+    those of one before."""
+    code = nvcc(INSTANCES, f"-arch={architecture}", "-ptx", to=tmp_path / "instances.ptx").read_text()
+    assert len(re.findall(r"call[^;]*srmsnorm7release", code)) == 2
+    assert ("applypriority.global.L2::evict_normal" in code) == (architecture != "sm_75")
 
 
 def check_compiles(program, tmp_path):

@@ -146,7 +146,7 @@ def test_rows_by_level(cuda, kind):
 
 @pytest.mark.parametrize("kind", [Kind(BFLOAT, BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT, FLOAT)], ids=str)
 def test_rows_past_the_l2(cuda, kind):
-    """So many that they are kept in the L2 until they are written; the same 16 over and over."""
+    """So many that they are kept in the L2, and that the last ones release it; the same 16 over and over."""
 
     def many(values):
         return values.repeat(24_000_000 // values.numel(), 1)

@@ -79,11 +79,20 @@ def test_what_was_not_measured_is_not_gained():
 
 def test_a_hint_is_chosen_where_it_matters():
     """A prefetch of clusters at dims that have them, one of blocks at those that have not."""
-    wide = {(Row(blocks=True), "forward,wide", dim): 0.02 for dim in DIMS}
-    narrow = {(Row(balanced=4), "forward", dim): 0.02 for dim in DIMS}
-    assert hint_rows.choose(measured(cells={k: v for k, v in wide.items() if k[2] > 16_384})) == Row()
-    assert hint_rows.choose(measured(cells={k: v for k, v in narrow.items() if k[2] <= 16_384})) == Row()
-    assert hint_rows.choose(measured(cells={**wide, **narrow})) == Row(balanced=4, blocks=True)
+    times = measured({("blocks", True): 0.02, ("balanced", 4): 0.02})
+    elsewhere = [("forward,wide", 65_536, Row(blocks=True)), ("forward", 4096, Row(balanced=4))]
+    lines = [(op, dim, *dataclasses.astuple(row), 150.0) for op, dim, row in elsewhere]
+    noise = pd.DataFrame(lines, columns=times.columns)
+    assert hint_rows.choose(pd.concat([times, noise])) == Row(balanced=4, blocks=True)
+
+
+def test_what_launches_the_same_is_not_timed():
+    """Cells that lack a row have no say in it, nor does one that was not tried at all."""
+    times = measured({KEPT: 0.02})
+    same = times["kept"] & (times["dim"] > 16_384)
+    assert hint_rows.choose(times[~same]) == Row(kept=True)
+    report = hint_rows.report(times[~same], CARD, Row(kept=True, balanced=8))
+    assert "nan" not in report and "which takes +0.0 % of time" in report
 
 
 def test_the_row_as_code():

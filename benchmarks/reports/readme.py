@@ -53,8 +53,8 @@ def _tables(path: pathlib.Path, link: str) -> list[str]:
 def _tables_of_another(path: pathlib.Path, link: str) -> list[str]:
     frame, names, longest = _published_sizes(path)
     return [
-        f"The same on one {frame.iloc[0]['device']}, n = {longest} ([every n]({link}/tables.md), "
-        f"[drawn]({link}/tables.png)):",
+        f"The same on one {frame.iloc[0]['device']}, n = {longest}, of commit {', '.join(frame['commit'].unique())} "
+        f"([every n]({link}/tables.md), [drawn]({link}/tables.png)):",
         grid(lines(frame, names, longest, published=False)),
         *failures(frame[frame["n"] == longest]),
     ]
@@ -89,10 +89,15 @@ def _sweep(path: pathlib.Path, link: str) -> list[str]:
 
 
 def _company(frame: pd.DataFrame) -> str:
-    """Which dtypes were timed beside whom, and which alone."""
+    """Which dtypes were timed beside whom, at how many dims, and which alone."""
     dtypes: dict[str, list[str]] = {}
     for dtype, rows in frame.groupby("dtype", sort=False):
-        others = [COLUMNS[name] for name in ordered(rows["provider"]) if name in COLUMNS and name != "ours"]
+        dims = rows.groupby("provider")["dim"].nunique()
+        others = [
+            COLUMNS[name] + (f" (at {dims[name]} of {dims['ours']} dims)" if dims[name] < dims["ours"] else "")
+            for name in ordered(rows["provider"])
+            if name in COLUMNS and name != "ours"
+        ]
         dtypes.setdefault(f"beside {', '.join(others)}" if others else "alone", []).append(str(dtype))
     return "; ".join(f"{', '.join(names)} {company}" for company, names in dtypes.items())
 

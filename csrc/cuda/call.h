@@ -235,9 +235,7 @@ Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const
   hints.apart = gains && hints.apart && resident_blocks(call.space.dim, plan, op) > 0;
   hints.streamed = hints.streamed && writes_wide(call);
   hints.tail = hints.kept ? hints.tail : 0;
-  auto sharing = sharing_of(plan.cluster, plan.threads_per_row);
-  bool prefetched = sharing == Sharing::Blocks || (sharing == Sharing::Warps && flat && !hints.kept);
-  if (!prefetched || plan.twice) hints.ahead = 0;
+  if (!prefetches(sharing_of(plan.cluster, plan.threads_per_row), flat, reading_of(plan), chunks)) hints.ahead = 0;
   return {plan, flat, threads.folded, hints};
 }
 

@@ -76,7 +76,7 @@ struct Traffic {
   bool in_bytes;                // one operand, which becomes bytes
 };
 
-// Of rows of one block the launcher takes the prefetch where nothing is kept of them.
+// What a launch takes of it, choose_launch says.
 struct LaunchHints {
   int ahead;  // a prefetch of the row that many further on; 0: of none
   int tail;   // rows at the end that release what is kept of them, and of as many rows before

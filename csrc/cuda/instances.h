@@ -5,9 +5,9 @@
 
 namespace srmsnorm {
 
-// How a row is read: into registers, all operands cut as the main one is; the same, and kept in the L2 until the row is
-// written; as the first, by fewer threads, each of which holds what several would and adds in their order; into
-// registers, operands lying anywhere; or once for the reduction and again for the result, lying anywhere.
+// How a row is read: into registers, all operands cut as the main one is; the same, and kept in the L2 until the next
+// rows take its place; as the first, by fewer threads, each of which holds what several would and adds in their order;
+// into registers, operands lying anywhere; or once for the reduction and again for the result, lying anywhere.
 enum class Reading { Once, Kept, Folded, Shifted, Twice };
 
 constexpr Reading reading_of(const LaunchPlan& plan) {
@@ -39,6 +39,13 @@ constexpr bool includes(Of operators, Chunks chunks) {
       return (chunks.in_bytes || chunks.few) && !chunks.backward && chunks.all == 1;
   }
   __builtin_unreachable();
+}
+
+// Whose rows are prefetched where the hints say so: clusters', and of one block those of operators that never keep
+// them. The others would lose registers by the code alone (forward, 4 vectors a thread, 60 for 50).
+constexpr bool prefetches(Sharing sharing, bool flat, Reading reading, Chunks chunks) {
+  if (reading == Reading::Twice || sharing == Sharing::Lanes) return false;
+  return sharing == Sharing::Blocks || (flat && (chunks.in_bytes || chunks.few));
 }
 
 // By who shares a row and the vectors that a thread holds: of flat rows (one level, beginning and ending at 16 bytes)

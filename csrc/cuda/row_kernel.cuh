@@ -50,10 +50,8 @@ __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64
 #endif
 }
 
-// Whether rows of one block are prefetched where the hints say so: those of operators that never keep them. The others
-// would lose registers by the code alone (forward, 4 vectors a thread, 60 for 50).
-template <class Op, Sharing sharing, bool flat>
-constexpr bool kPrefetchesBlocks = sharing == Sharing::Warps && flat && (Op::kChunks.in_bytes || Op::kChunks.few);
+template <class Op, Sharing sharing, bool flat, Reading reading>
+constexpr bool kPrefetches = prefetches(sharing, flat, reading, Op::kChunks);
 
 // A row's lines are no longer the last to leave the L2. By all threads of the row; one that begins or ends inside a
 // line may leave its end to the next one. A function that is called: as part of the kernel it takes registers of it
@@ -155,7 +153,7 @@ __global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.t
     }
   } else {
     tile.load(op, cut, own);
-    if constexpr (clustered || kPrefetchesBlocks<Op, sharing, flat>)
+    if constexpr (kPrefetches<Op, sharing, flat, reading>)
       if (threadIdx.x == 0 && args.ahead > 0 && row + args.ahead < args.rows)
         prefetch(Op(args, row + args.ahead), group, args.dim);
     // While the loads are on their way: these arguments are cold too. The branch, always taken, keeps them from being
