@@ -83,7 +83,7 @@ float time_of(const Call& call, Candidate& c) {
   int shared = c.resident > 0
                    ? shared_bytes_for(c.resident, this_gpu())
                    : shared_bytes<Op>(plan, call.space.dim, gains && hints.apart && c.resident, this_gpu()).of_call;
-  auto args = kernel_args<typename Op::Operands, typename Op::template Args<flat>>(call, hints);
+  auto args = kernel_args<typename Op::Operands, typename Op::template Args<flat>>(call, plan, hints);
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
   if (c.threads * c.rows > attributes.maxThreadsPerBlock) return -1;

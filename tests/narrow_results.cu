@@ -53,7 +53,7 @@ struct Bytes : Normalized<Source, int8_t> {
       for (int i = 0; i < N; i++) units[i] = h[i] * per_unit;
       Vector<int8_t, N> out;
       out.set(units);
-      f(out, Base::output);
+      store_if(true, f, out, Base::output);
     }
   }
 };

@@ -18,6 +18,7 @@ ROOT = pathlib.Path(srmsnorm.__file__).parents[1]
 INSTANCES = """
 #include "{csrc}/cuda/backward.cuh"
 #include "{csrc}/cuda/forward.cuh"
+#include "{csrc}/cuda/short_row_kernel.cuh"
 using namespace srmsnorm;
 using F = Forward<__nv_bfloat16, float>;
 using B = Backward<__nv_bfloat16, float, true>;
@@ -28,6 +29,8 @@ INSTANCE(F, true, 4, Sharing::Warps, true, Reading::Kept);
 INSTANCE(F, false, 2, Sharing::Warps, false, Reading::Shifted);
 INSTANCE(B, true, 8, Sharing::Blocks, true, Reading::Once);
 INSTANCE(B, false, 2, Sharing::Blocks, false, Reading::Twice);
+template __global__ void srmsnorm::short_row_kernel<F>(const __grid_constant__ F::Args<false>);
+template __global__ void srmsnorm::short_row_kernel<B>(const __grid_constant__ B::Args<false>);
 """
 
 

@@ -11,7 +11,7 @@ from samples import BFLOAT, FLOAT, HALF, Kind
 import srmsnorm
 
 KINDS = [Kind(HALF), Kind(BFLOAT, BFLOAT), Kind(BFLOAT, FLOAT), Kind(FLOAT, FLOAT), Kind(samples.DOUBLE)]
-DIMS = [1, 7, 8, 33, 64, 100, 128, 257, 512, 1000, 1024, 2048, 2049]
+DIMS = [1, 3, 7, 8, 9, 31, 33, 64, 100, 128, 257, 512, 1000, 1024, 2048, 2049]
 WIDE = [4096, 8191, 16_384, 32_768, 65_536, 65_537, 131_072, 262_144]
 
 
@@ -67,6 +67,8 @@ def test_many_rows(cuda, kind):
     holds."""
     for dim, rows in (
         (8, 2**17),
+        (9, 2**17),
+        (31, 2**15),
         (64, 2**20 + 64),
         (100, 2**15),
         (768, 2**16 + 64),
@@ -162,7 +164,9 @@ def test_other_operands_elsewhere(device, kind):
 def test_rows_alone(device, kind, layout):
     """Each row where it lies, alone: neither another row's alignment reaches it, nor a launch for aligned rows."""
     backward = torch.ops.srmsnorm._srms_norm_backward
-    dims = (5, 8, 33, 100, 512, 1000) + ((2048, 4096, 32_768, 65_536, 262_144, 524_288) if device == "cuda" else ())
+    dims = (2, 5, 8, 12, 31, 33, 64, 100, 512, 1000) + (
+        (2048, 4096, 32_768, 65_536, 262_144, 524_288) if device == "cuda" else ()
+    )
     for dim in dims:
         input, residual, g, gh = operands(kind, (9 if dim < 10_000 else 3, dim), device, layout)
         y, rstd = torch.ops.srmsnorm._srms_norm(input, residual, None)
@@ -171,6 +175,41 @@ def test_rows_alone(device, kind, layout):
             alone = torch.ops.srmsnorm._srms_norm(input[i], None if residual is None else residual[i], None)
             assert torch.equal(alone[0], y[i]) and torch.equal(alone[1], rstd[i])
             assert torch.equal(backward(g[i], y[i], rstd[i], gh[i]), grad[i])
+
+
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT], ids=str)
+def test_short_whole_rows_anywhere(cuda, dtype):
+    """Rows of whole vectors that a part of a warp reads alone are cut from their begin on: not even their alignment
+    matters, nor that half the threads take those that are not aligned (but of 8 and 192 in 16 bits, and 384)."""
+    for dim in (8, 16, 64, 128, 192, 256, 384):
+        input = samples.tensor((70, dim), dtype, cuda)
+        y, rstd = torch.ops.srmsnorm._srms_norm(input, None, None)
+        moved = samples.misaligned(input.shape, dtype=dtype, device=cuda).copy_(input)
+        elsewhere = torch.ops.srmsnorm._srms_norm(moved, None, None)
+        assert torch.equal(elsewhere[0], y) and torch.equal(elsewhere[1], rstd)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_short_rows_with_and_without_gaps(cuda, kind):
+    """Rows that blocks take many of, as one stream of elements or one by one: the same where each lies as far past 16
+    bytes. Blocks begin and end within a vector or not."""
+
+    def spread(shape, **options):
+        rows, dim = shape
+        return torch.empty((rows, dim + 16), **options)[:, :dim]
+
+    def later(shape, **options):
+        rows, dim = shape
+        return torch.empty((rows * dim + 3,), **options)[3:].view(shape)
+
+    def later_and_spread(shape, **options):
+        rows, dim = shape
+        return torch.empty((rows, dim + 16), **options)[:, 3 : dim + 3]
+
+    for dim in (1, 2, 3, 5, 7, 9, 12, 15, 31):
+        for near, far in ((samples.contiguous, spread), (later, later_and_spread)):
+            want = everything(*operands(kind, (1500, dim), cuda, near))
+            assert_bits(everything(*operands(kind, (1500, dim), cuda, far)), want)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -298,7 +337,7 @@ def test_deterministic_mode(device, kind):
     assert torch.equal(leaf.grad, torch.autograd.grad(srmsnorm.srms_norm(leaf, whole[1]), leaf, whole[2])[0])
 
 
-@pytest.mark.parametrize("dim", [8, 100, 1000, 4096, 20_000, 65_536])
+@pytest.mark.parametrize("dim", [7, 8, 100, 1000, 4096, 20_000, 65_536])
 def test_launch_does_not_depend_on_rows(cuda, dim, tmp_path):
     """One row and thousands get the block that the plan names, which decides the order of the sum."""
     plan = srmsnorm.launch_plan(dim, BFLOAT, BFLOAT)
@@ -309,4 +348,5 @@ def test_launch_does_not_depend_on_rows(cuda, dim, tmp_path):
         profile.export_chrome_trace(str(tmp_path / "trace.json"))
         events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
         (block,) = [event["args"]["block"] for event in events if "row_kernel" in event.get("name", "")]
-        assert block == [plan["threads_per_row"], plan["rows_per_block"], 1]
+        expected = [plan["threads_per_row"], plan["rows_per_block"], 1] if plan["vectors"] else [128, 1, 1]
+        assert block == expected

@@ -34,9 +34,11 @@ def check(dim, kind, options):
     threads, rows, cluster = plan["threads_per_row"], plan["rows_per_block"], plan["cluster"]
     in_phase = options.get("in_phase", True)
     aligned = in_phase and options.get("aligned", True) and dim % plan["vector_elements"] == 0
+    if plan["vectors"] == 0:
+        return check_chunks(dim, plan)
     # Shuffles name all lanes of a warp: blocks are whole warps, and a row's part of one is a power of two.
     assert threads * rows % 32 == 0 and (threads % 32 == 0 or (threads < 32 and 32 % threads == 0))
-    assert threads * rows <= (256 if plan["vectors"] <= 3 and not plan["twice"] else 512) and plan["vectors"] >= 1
+    assert threads * rows <= (256 if plan["vectors"] <= 3 and not plan["twice"] else 512)
     assert cluster in (1, 2, 4, 8, 16) and cluster <= options["max_cluster"]
     assert rows == 1 or (cluster == 1 and threads <= 32 and plan["vectors"] <= 3)
     assert plan["vector_elements"] * kind.dtype.itemsize == 16
@@ -48,6 +50,27 @@ def check(dim, kind, options):
     assert plan["edges"] or not plan["shifted"]
     assert plan["twice"] or threads * cluster * plan["vectors"] >= dim // plan["vector_elements"]
     return plan
+
+
+def check_chunks(dim, plan):
+    """Of short rows: a thread for each chunk that a row may have a part of, and 128 for those of a block's rows, which
+    begin and end at one where the first does."""
+    elements = plan["vector_elements"]
+    assert dim % elements and dim < 4 * elements and plan["edges"] and plan["cluster"] == 1 and not plan["twice"]
+    at_any_address = [len({(first + i) // elements for i in range(dim)}) for first in range(elements)]
+    assert plan["threads_per_row"] == max(at_any_address)
+    in_chunks = plan["rows_per_block"] * dim
+    assert plan["rows_per_block"] >= elements and in_chunks % elements == 0 and in_chunks + elements <= 128 * elements
+    return plan
+
+
+def test_which_rows_are_short():
+    """No whole vectors, and three of them at most; of 16 bits, two or three and a half gain more by vectors."""
+    for dtype, longest in ((BFLOAT, 31), (HALF, 31), (FLOAT, 15), (DOUBLE, 7)):
+        elements = 16 // dtype.itemsize
+        for dim in range(1, 100):
+            short = dim % elements != 0 and dim <= longest and not (elements == 8 and dim in (20, 28))
+            assert (srmsnorm.launch_plan(dim, dtype)["vectors"] == 0) == short, (dtype, dim)
 
 
 @pytest.mark.parametrize(("kind", "options"), FORWARD + BACKWARD, ids=label)
@@ -140,13 +163,18 @@ def test_boundaries_are_found(kind, options):
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("kind", samples.KINDS, ids=str)
 def test_alignment_does_not_change_the_order_of_the_sum(kind, backward):
-    """The threads of a row are the same however it lies in memory."""
+    """The threads of a row are the same however it lies in memory; or half of them with twice the vectors, within a
+    warp."""
     for dim in [*range(1, 3000), *range(3000, 200_000, 997), *range(4096, 20_000, 256), *POWERS]:
         plans_ = [
             srmsnorm.launch_plan(dim, kind.dtype, kind.residual, backward=backward, aligned=aligned, in_phase=in_phase)
             for aligned, in_phase in ((True, True), (False, True), (False, False))
         ]
-        assert len({(plan["threads_per_row"], plan["cluster"]) for plan in plans_}) == 1
+        shares = {
+            (plan["threads_per_row"] * (plan["vectors"] if plan["threads_per_row"] <= 32 else 1), plan["cluster"])
+            for plan in plans_
+        }
+        assert len(shares) == 1
         assert [plan["shifted"] for plan in plans_] in ([False, False, True], [False, True, True], [True] * 3)
         assert [plan["twice"] for plan in plans_] in ([False] * 3, [False, False, True], [True] * 3)
         first = plans_[0]

@@ -126,10 +126,25 @@ def test_few_threads_where_little_is_written(operator):
         assert found["vectors"] == norm["vectors"] * share
         assert found["threads_per_row"] * share == norm["threads_per_row"]
         assert found["rows_per_block"] == (1 if found["threads_per_row"] > 32 else 128 // found["threads_per_row"])
-    for dim, options in ((8, {}), (64, {"aligned": False}), (1536, {}), (4097, {}), (8192, {}), (63, {})):
-        norm, found = plan("srms_norm", dim, **options), plan(operator, dim, **options)
-        assert found["threads_per_row"] == norm["threads_per_row"]
+    for dim in (8, 1536, 4097, 8192, 63):
+        assert plan(operator, dim)["threads_per_row"] == plan("srms_norm", dim)["threads_per_row"]
     assert numbers(plan("srms_norm_quantized", 64, BFLOAT, BFLOAT)) == numbers(plan("srms_norm", 64, BFLOAT, BFLOAT))
+
+
+def test_few_threads_where_rows_are_shifted():
+    """Half of them where one operand alone is read, with two vectors each, which add in the same order."""
+    for dim, dtype in ((16, BFLOAT), (64, BFLOAT), (256, BFLOAT), (8, FLOAT), (128, FLOAT)):
+        for operator in ("srms_norm", "rstd"):
+            aligned, found = plan("srms_norm", dim, dtype), plan(operator, dim, dtype, aligned=False)
+            assert (aligned["vectors"], found["vectors"]) == (1, 2) and found["shifted"]
+            assert found["threads_per_row"] * 2 == aligned["threads_per_row"]
+            assert found["rows_per_block"] == aligned["rows_per_block"] * 2
+        read_twice = plan("srms_norm_quantized", dim, dtype, aligned=False)
+        assert read_twice["twice"] and read_twice["threads_per_row"] == aligned["threads_per_row"]
+        beside = plan("srms_norm", dim, dtype, dtype, aligned=False)
+        assert beside["vectors"] == 1 and not beside["shifted"]
+    assert plan("srms_norm", 8, aligned=False)["vectors"] == 1
+    assert plan("srms_norm", 192, aligned=False)["threads_per_row"] == plan("srms_norm", 192)["threads_per_row"]
 
 
 def test_fewer_blocks_where_bytes_are_written():
@@ -346,7 +361,7 @@ def calls(kind, shape, device):
         yield "add_srms_norm_quantized", beside, lambda: ops.add_srms_norm_quantized(x, s)
 
 
-@pytest.mark.parametrize("dim", [100, 1000, 4096, 16_384, 65_536])
+@pytest.mark.parametrize("dim", [7, 100, 1000, 4096, 16_384, 65_536])
 @pytest.mark.parametrize("kind", [Kind(BFLOAT), Kind(BFLOAT, FLOAT), Kind(FLOAT), Kind(DOUBLE)], ids=str)
 def test_every_operator_launches_its_plan(cuda, kind, dim, plain_memory, tmp_path):
     for operator, options, call in calls(kind, (5, dim), cuda):
@@ -356,5 +371,6 @@ def test_every_operator_launches_its_plan(cuda, kind, dim, plain_memory, tmp_pat
         profile.export_chrome_trace(str(tmp_path / "trace.json"))
         events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
         (launch,) = [event["args"] for event in events if "row_kernel" in event.get("name", "")]
-        assert launch["block"] == [found["threads_per_row"], found["rows_per_block"], 1], operator
+        block = [found["threads_per_row"], found["rows_per_block"], 1] if found["vectors"] else [128, 1, 1]
+        assert launch["block"] == block, operator
         assert launch["grid"] == [-(-5 // found["rows_per_block"]) * found["cluster"], 1, 1], operator

@@ -25,7 +25,8 @@ def families(kind, aligned, **options) -> list[int]:
     for dim in sorted({*plans.around(kind, **options), 64, 200, 4096, 65_536, 2**20}):
         plan = plans.launch(dim, kind, **options)
         way = plan["threads_per_row"] >= 32, plan["rows_per_block"] > 1, plan["vectors"], plan["cluster"] > 1
-        found.setdefault((*way, plan["twice"], plan["shifted"], plan["edges"]), dim)
+        parts = plan["vectors"] == 0 and dim < plan["vector_elements"]  # of more than two rows in a vector
+        found.setdefault((*way, plan["twice"], plan["shifted"], plan["edges"], parts), dim)
     return sorted(found.values())
 
 

@@ -128,11 +128,11 @@ struct Backward : BackwardOp {
       if constexpr (kMixed && pass == 0) {
         Vector<S, N> out;
         out.set(dh);
-        if (writes_residual) f(out, grad_residual);
+        store_if(writes_residual, f, out, grad_residual);
       } else {
         Vector<T, N> out;
         out.set(dh);
-        if (writes_input) f(out, grad_input);
+        store_if(writes_input, f, out, grad_input);
       }
     }
   }

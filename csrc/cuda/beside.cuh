@@ -118,10 +118,10 @@ struct BackwardBeside : BackwardOp {
   __device__ __forceinline__ void write(F f, const Accumulator (&to_input)[N], const Accumulator (&to_gate)[N]) const {
     Vector<T, N> input_gradient;
     input_gradient.set(to_input);
-    if (writes_input) f(input_gradient, grad_input);
+    store_if(writes_input, f, input_gradient, grad_input);
     Vector<G, N> gate_gradient;
     gate_gradient.set(to_gate);
-    if (writes_gate) f(gate_gradient, grad_gate);
+    store_if(writes_gate, f, gate_gradient, grad_gate);
   }
 };
 

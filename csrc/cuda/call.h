@@ -65,6 +65,18 @@ Alignment alignment_of(const Call& call) {
   return together ? Alignment::InPhase : Alignment::Any;
 }
 
+// Whether the rows of all operands follow each other without gaps.
+template <class Call>
+bool is_gapless(const Call& call) {
+  bool gapless = call.space.levels == 1;
+  Call::zip(
+      [&](Use use, const Rows& rows) {
+        if (use.whole_row && rows.data) gapless &= rows.strides[0] == call.space.dim || call.space.rows == 1;
+      },
+      call);
+  return gapless;
+}
+
 // ---- which Op of the row kernel takes it
 
 // Those of converted.cuh: results of another dtype than the main operand's, and numbers that are given.
@@ -226,6 +238,8 @@ Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const
   bool flat = !plan.edges && call.space.levels == 1 && has_instance(plan, reading_of(plan), true, chunks);
   bool gains = flat && !chunks.late && !chunks.gated && !chunks.few;
   if (!flat) plan = general_plan(plan, chunks);
+  if (reading_of(plan) == Reading::InParts && !is_gapless(call))
+    plan.rows_per_block = kShortRowThreads / plan.threads_per_row;
   auto threads = flat ? fewer_threads(call, plan) : Threads{};
   if (threads.vectors)
     plan = with_threads(plan, threads);

@@ -16,10 +16,11 @@ struct ConvertedArgs : Args {
 // f(vector, row), once, with the numbers in that dtype and the row as one of it. Of the types that go with the
 // accumulation type; the branch is the same in all threads.
 template <class A, int N, class F>
-__device__ __forceinline__ void store_as(DType dtype, bool streams, const A (&numbers)[N], void* row, F f) {
+__device__ __forceinline__ void store_as(DType dtype, bool streams, bool wanted, const A (&numbers)[N], void* row,
+                                         F f) {
   auto as = [&]<class Out>(Out out, auto* to) {
     out.set(numbers);
-    f(out, to);
+    store_if(wanted, f, out, to);
   };
   if constexpr (std::is_same_v<A, double>) {
     as(Vector<double, N>(), static_cast<double*>(row));
@@ -95,7 +96,7 @@ struct Converted : SumBeside<Source, Source::Operands::kCount + 1> {
 #pragma unroll
       for (int i = 0; i < N; i++) y[i] = h[i] * r * factor;
       finish(y);
-      if (writes_output) store_as(dtype, streams, y, output, f);
+      store_as(dtype, streams, writes_output, y, output, f);
     }
   }
 };
@@ -144,8 +145,8 @@ struct ConvertedBackward : Backward<float, float, has_sum> {
       Base::gradient(held, dh);
       Vector<float, N> out;
       out.set(dh);
-      if (writes_residual) f(out, grad_residual);
-      store_as(dtype, false, dh, grad_input, f);
+      store_if(writes_residual, f, out, grad_residual);
+      store_as(dtype, false, true, dh, grad_input, f);
     }
   }
 };
@@ -221,7 +222,7 @@ struct WideBackward : BackwardOp {
       for (int i = 0; i < N; i++) g[i] = r * fma(-(x[i] * r), mean, g[i]);
       Vector<T, N> out;
       out.set(g);
-      f(out, grad_input);
+      store_if(true, f, out, grad_input);
     }
   }
 };

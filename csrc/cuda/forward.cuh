@@ -34,7 +34,7 @@ struct SumBeside {
     if constexpr (Source::kResidual) {
       Vector<Residual, N> out;
       out.set(h);
-      if (writes_sum) f(out, sum);
+      store_if(writes_sum, f, out, sum);
     }
   }
 };
@@ -86,7 +86,7 @@ struct Normalized : SumBeside<Source, Source::Operands::kCount + 1> {
       finish(y);
       Vector<Output, N> out;
       out.set(y);
-      f(out, output);
+      store_if(true, f, out, output);
     }
   }
 };

@@ -7,11 +7,15 @@ namespace srmsnorm {
 
 // How a row is read: into registers, all operands cut as the main one is; the same, and kept in the L2 until the next
 // rows take its place; as the first, by fewer threads, each of which holds what several would and adds in their order;
-// into registers, operands lying anywhere; or once for the reduction and again for the result, lying anywhere.
-enum class Reading { Once, Kept, Folded, Shifted, Twice };
+// into registers, operands lying anywhere; once for the reduction and again for the result, lying anywhere; or into
+// registers, chunk by chunk, of several rows where they are so short (short_row_kernel.cuh, in no instance below).
+enum class Reading { Once, Kept, Folded, Shifted, Twice, InParts };
 
 constexpr Reading reading_of(const LaunchPlan& plan) {
-  return plan.twice ? Reading::Twice : plan.shifted ? Reading::Shifted : Reading::Once;
+  return plan.vectors == 0 ? Reading::InParts
+         : plan.twice      ? Reading::Twice
+         : plan.shifted    ? Reading::Shifted
+                           : Reading::Once;
 }
 
 // The operators that have an instance: all; those without a gate; of these the forward ones, or with the gated ones;
@@ -83,6 +87,8 @@ struct Instance {
         return is_flat ? Of::None : shifted;
       case Reading::Twice:
         return is_flat ? Of::None : twice;
+      case Reading::InParts:
+        return Of::None;
     }
     __builtin_unreachable();
   }
@@ -106,6 +112,7 @@ constexpr bool holds(const Instance& instance, const LaunchPlan& plan) {
 }
 
 constexpr bool has_instance(const LaunchPlan& plan, Reading reading, bool flat, Chunks chunks) {
+  if (reading == Reading::InParts) return !flat;
   for (const auto& instance : kInstances)
     if (holds(instance, plan)) return instance.is_for(chunks, reading, flat);
   return false;

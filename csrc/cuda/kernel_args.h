@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include "../row_args.h"
-#include "hints.h"
+#include "call.h"
 
 namespace srmsnorm {
 
@@ -76,6 +76,8 @@ struct FlatArgs {
 template <int first, int operands, class Accumulator>
 struct GeneralArgs : FlatArgs<first, operands, Accumulator> {
   static constexpr bool kFlat = false;
+  int rows_per_block, places;  // used for short rows alone: places of a row, for its chunks
+  bool gapless;                // whether rows follow each other without gaps in all operands
   int levels;
   LevelSize sizes[kMaxLevels];
   int64_t strides[kMaxLevels][operands];
@@ -99,7 +101,7 @@ struct WithQuantization : Args {
 };
 
 template <class Operands, class Args, class Call>
-Args kernel_args(const Call& call, const LaunchHints& hints) {
+Args kernel_args(const Call& call, const LaunchPlan& plan, const LaunchHints& hints) {
   const RowSpace& space = call.space;
   Args args{};
   args.rows = space.rows;
@@ -116,6 +118,9 @@ Args kernel_args(const Call& call, const LaunchHints& hints) {
   args.inverse_dim = static_cast<decltype(args.eps)>(1. / static_cast<double>(space.dim));
   Operands::each(call, [&](const Rows& rows, int i) { args.of(i) = {rows.data, rows.strides[0]}; });
   if constexpr (!Args::kFlat) {
+    args.rows_per_block = plan.rows_per_block;
+    args.places = plan.threads_per_row;
+    args.gapless = is_gapless(call);
     args.levels = space.levels;
     for (int level = 0; level < space.levels; level++) {
       auto size = static_cast<uint64_t>(space.sizes[level]);

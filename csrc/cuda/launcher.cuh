@@ -6,6 +6,7 @@
 #include "call.h"
 #include "launchers.h"
 #include "row_kernel.cuh"
+#include "short_row_kernel.cuh"
 
 namespace srmsnorm {
 
@@ -43,6 +44,8 @@ Kernel<Op, false> general_kernel(const LaunchPlan& plan) {
       return instance_of<Op, false, Reading::Twice>(plan);
     case Reading::Shifted:
       return instance_of<Op, false, Reading::Shifted>(plan);
+    case Reading::InParts:
+      return short_row_kernel<Op>;
     case Reading::Once:
     case Reading::Kept:
     case Reading::Folded:
@@ -67,6 +70,11 @@ SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool apart, const 
   return blocks ? SharedBytes{shared_bytes_for(blocks, gpu), shared_bytes_for(1, gpu)} : SharedBytes{0, 0};
 }
 
+inline dim3 block_of(const LaunchPlan& plan) {
+  if (reading_of(plan) == Reading::InParts) return dim3(kShortRowThreads);
+  return dim3(plan.threads_per_row, plan.rows_per_block);
+}
+
 template <class Args>
 cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& plan, SharedBytes shared,
                       const Gpu& gpu, cudaStream_t stream) {
@@ -82,7 +90,7 @@ cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& 
 
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(plan.threads_per_row, plan.rows_per_block);
+  config.blockDim = block_of(plan);
   config.dynamicSmemBytes = shared.of_call;
   config.stream = stream;
   cudaLaunchAttribute cluster{};
@@ -104,10 +112,11 @@ cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, const GpuClass
   auto launched = [&, &plan = plan](auto kernel, const auto& args) {
     return launch_as(kernel, args, plan, shared, gpu, stream);
   };
-  return flat ? launched(flat_kernel<Op>(plan, folded, hints.kept),
-                         kernel_args<typename Op::Operands, typename Op::template Args<true>>(call, hints))
-              : launched(general_kernel<Op>(plan),
-                         kernel_args<typename Op::Operands, typename Op::template Args<false>>(call, hints));
+  auto args_for = [&, &plan = plan, &hints = hints]<bool is_flat>() {
+    return kernel_args<typename Op::Operands, typename Op::template Args<is_flat>>(call, plan, hints);
+  };
+  return flat ? launched(flat_kernel<Op>(plan, folded, hints.kept), args_for.template operator()<true>())
+              : launched(general_kernel<Op>(plan), args_for.template operator()<false>());
 }
 
 template <class Op>

@@ -161,7 +161,7 @@ struct Bytes : SumBeside<Source, Source::Operands::kCount + 1> {
       QuantizedVector<N> out;
       out.set(y, how.type);
       if constexpr (N > 1) out.belong_to(how, scale.value, scales, output, aligned);
-      f(out, output);
+      store_if(true, f, out, output);
     }
   }
 };

@@ -1,4 +1,5 @@
-// The one kernel: a group of threads takes a row, loads it once, reduces once, stores once.
+// The kernel: a group of threads takes a row, loads it once, reduces once, stores once. (Of short rows that are no
+// whole vectors a thread has several: short_row_kernel.cuh, with the same Ops.)
 //
 // An Op is what one thread does with what it holds of its row; forward.cuh, backward.cuh and gated.cuh have them:
 // clang-format off
@@ -18,7 +19,7 @@
 //   kCombines, combine(held)    whether something is made of them once and held in their place, and what
 //   term(held)                  their part of the reduction
 //   finish(total, args)         the row's scalars
-//   store<pass>(held, f)        f(vector, pointer to its row) for every result of pass 0 or 1
+//   store<pass>(held, f)        f(vector, pointer to its row) for every result of pass 0 or 1, by store_if
 //   store_row(args, row index)  what there is once a row
 // and of bytes, whose groups are of several lanes:
 //   survey(held vectors)        what of all of a thread's vectors is asked before the row's scalars are known

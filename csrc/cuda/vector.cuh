@@ -14,6 +14,15 @@ struct Place {
   __device__ __forceinline__ bool ends_run() const { return left == 1 || lane_in_row() == run - 1; }
 };
 
+// f(vector, row) where the result is wanted; f(vector, row, whether it is) where f asks for that.
+template <class F, class Vector, class E>
+__device__ __forceinline__ void store_if(bool wanted, F f, const Vector& vector, E* row) {
+  if constexpr (requires { f(vector, row, wanted); })
+    f(vector, row, wanted);
+  else if (wanted)
+    f(vector, row);
+}
+
 // How a chunk of a result is stored: as any other, or as one that the L2 need not keep.
 struct Put {
   __device__ __forceinline__ void operator()(uint4* to, const uint4& chunk) const { *to = chunk; }
