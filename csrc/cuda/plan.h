@@ -129,10 +129,10 @@ constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int vectors) {
   return plan;
 }
 
-// A row that is no whole vectors and so short that its edges would take most of the time. Of 16 bits, 20 and 28 have
-// more to gain from vectors. H200, bf16, dim 9 0.77 / 0.80 / 0.68 of the roof for 0.20 / 0.27 / 0.27, dim 31 0.78 /
-// 0.80 / 0.69 for 0.48 / 0.62 / 0.63, but dim 28 0.73 / 0.76 / 0.66 for 0.78 / 0.83 / 0.88; float, dim 9 0.88 / 0.99 /
-// 0.92 for 0.70 / 0.71 / 0.77.
+// A row that is no whole vectors and so short that its edges would take most of the time. H200, bf16, of the roof, dim
+// 9 0.77 / 0.85 / 0.76 for 0.20 / 0.27 / 0.27, dim 31 0.79 / 0.87 / 0.78 for 0.48 / 0.63 / 0.64; float, dim 9 0.87 /
+// 0.99 / 0.93 for 0.70 / 0.71 / 0.77. But not 20 and 28 of 16 bits: backward 0.85 and 0.89 as they are, 0.61 and 0.62
+// so, in an earlier form.
 constexpr bool is_short(int64_t dim, int64_t vectors) { return vectors <= 1 || (vectors <= 3 && dim % 4 != 0); }
 
 // A thread for every chunk of 16 bytes, of which a row may have so many a part, wherever it begins. Where rows follow

@@ -20,7 +20,8 @@ struct Part {
   }
 };
 
-// A chunk of each operand of a kind, in the order in which an Op names them: as it lies in memory, in registers.
+// A chunk of each operand that an Op reads, or of each result, in the order in which it names them: in registers, as it
+// lies in memory.
 template <int N>
 struct Chunk {
   static constexpr int kMost = N == 2 ? 8 : 4;  // bytes of an element
@@ -178,7 +179,7 @@ struct ShortRows {
   }
 
   // Only now opened: on its way any sooner, it takes registers of other blocks (backward, dim 31 0.65 of the roof for
-  // 0.69).
+  // 0.78).
   __device__ __forceinline__ Op finished(const Part& p) const {
     Op op(args, first_row + p.row);
     op.open_rest(args, first_row + p.row);
