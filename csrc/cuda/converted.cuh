@@ -18,6 +18,7 @@ struct ConvertedArgs : Args {
 template <class A, int N, class F>
 __device__ __forceinline__ void store_as(DType dtype, bool streams, bool wanted, const A (&numbers)[N], void* row,
                                          F f) {
+  if (!kAsksWhether<F> && !wanted) return;
   auto as = [&]<class Out>(Out out, auto* to) {
     out.set(numbers);
     store_if(wanted, f, out, to);

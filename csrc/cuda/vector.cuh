@@ -14,15 +14,6 @@ struct Place {
   __device__ __forceinline__ bool ends_run() const { return left == 1 || lane_in_row() == run - 1; }
 };
 
-// f(vector, row) where the result is wanted; f(vector, row, whether it is) where f asks for that.
-template <class F, class Vector, class E>
-__device__ __forceinline__ void store_if(bool wanted, F f, const Vector& vector, E* row) {
-  if constexpr (requires { f(vector, row, wanted); })
-    f(vector, row, wanted);
-  else if (wanted)
-    f(vector, row);
-}
-
 // How a chunk of a result is stored: as any other, or as one that the L2 need not keep.
 struct Put {
   __device__ __forceinline__ void operator()(uint4* to, const uint4& chunk) const { *to = chunk; }
@@ -193,6 +184,19 @@ struct Vector<T, 1> {
   __device__ __forceinline__ void widened(accumulate_t<T> (&to)[1]) const { to[0] = widen(element[0]); }
   __device__ __forceinline__ void set(const accumulate_t<T> (&from)[1]) { narrow(from, element); }
 };
+
+// Whether f is for wanted results and others: f(vector, row, whether it is wanted); else f(vector, row).
+template <class F>
+constexpr bool kAsksWhether = requires(F f, const Vector<float, 1>& vector, float* row) { f(vector, row, true); };
+
+// By f, which is asked of a result that is not wanted only if it says so.
+template <class F, class Vector, class E>
+__device__ __forceinline__ void store_if(bool wanted, F f, const Vector& vector, E* row) {
+  if constexpr (kAsksWhether<F>)
+    f(vector, row, wanted);
+  else if (wanted)
+    f(vector, row);
+}
 
 // An operand that there is not.
 template <int N, bool shifted>
