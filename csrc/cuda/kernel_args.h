@@ -76,7 +76,7 @@ struct FlatArgs {
 template <int first, int operands, class Accumulator>
 struct GeneralArgs : FlatArgs<first, operands, Accumulator> {
   static constexpr bool kFlat = false;
-  int rows_per_block, places;  // used for short rows alone: places of a row, for its chunks
+  int rows_per_block, places;  // used for short rows alone, as gapless: places of a row, for its chunks
   bool gapless;                // whether rows follow each other without gaps in all operands
   int levels;
   LevelSize sizes[kMaxLevels];
@@ -120,7 +120,7 @@ Args kernel_args(const Call& call, const LaunchPlan& plan, const LaunchHints& hi
   if constexpr (!Args::kFlat) {
     args.rows_per_block = plan.rows_per_block;
     args.places = plan.threads_per_row;
-    args.gapless = is_gapless(call);
+    args.gapless = reading_of(plan) == Reading::InParts && is_gapless(call);
     args.levels = space.levels;
     for (int level = 0; level < space.levels; level++) {
       auto size = static_cast<uint64_t>(space.sizes[level]);

@@ -208,10 +208,10 @@ constexpr bool is_wide(int64_t dim, int element_size) {
 
 // The sum of a row is taken thread by thread in the order of its vectors, then over the threads: threads_per_row and
 // cluster decide its bits, and unless it is cut from its begin on, where the first operand lies in 16 bytes, which says
-// what is a vector and what is before and behind them; of a short row that and dim alone. The plan follows from dim and
-// dtypes, never from the number of rows or the strides, nor from how other operands and results lie: a row that begins
-// or ends inside a vector has no more whole ones than dim has room for. Of the GPU, it depends on the largest cluster
-// alone.
+// what is a vector and what is before and behind them; of a short row that and dim alone. What decides bits follows
+// from dim and dtypes, never from the number of rows or the strides, nor from how other operands and results lie (half
+// the threads of plan_from_begin add as all would): a row that begins or ends inside a vector has no more whole ones
+// than dim has room for. Of the GPU, it depends on the largest cluster alone.
 constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, Alignment alignment, const Gpu& gpu) {
   LaunchPlan plan{16 / element_size, 0, 1, 0, 1, false, alignment == Alignment::Any, alignment != Alignment::Whole};
   bool whole = dim % plan.vector_elements == 0;
