@@ -108,8 +108,8 @@ def launch_plan(*args: Any, **options: Any) -> dict[str, Any]:
 
     Returns:
         The plan's integers and flags by name (``threads_per_row``, ``rows_per_block``, ``vectors``, ``cluster``, ...).
-        ``vectors``: that a thread holds at a time; 0 of short rows that are no whole vectors, of which a block of 128
-        threads takes ``rows_per_block``, each thread 16 bytes of the input or, in backward, of y.
+        ``vectors``: that a thread holds at a time; 0 of short rows that are no whole vectors, of which a block takes
+        ``rows_per_block``, each of its threads 16 bytes of the input or, in backward, of y.
         With a GPU also what the launch takes of the hints: ``kept`` (what is read stays in the L2 until the next rows
         take its place) and ``tail`` (so many rows at the end release what is kept of them, and of as many rows before),
         ``apart`` (fewer blocks than fit stand on a multiprocessor), ``streamed`` (a wider y is stored as what the L2

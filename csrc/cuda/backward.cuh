@@ -100,6 +100,12 @@ struct Backward : BackwardOp {
     mean = total * args.inverse_dim;
   }
 
+  struct Scalars {
+    Accumulator r, mean;
+  };
+  __device__ __forceinline__ Scalars scalars() const { return {r, mean}; }
+  __device__ __forceinline__ void take(const Scalars& scalars) { r = scalars.r, mean = scalars.mean; }
+
   // dh, in the accumulation type.
   template <int N, bool shifted, bool first>
   __device__ __forceinline__ void gradient(const Held<N, shifted, first>& held, Accumulator (&g)[N]) const {

@@ -74,6 +74,12 @@ struct Converted : SumBeside<Source, Source::Operands::kCount + 1> {
     if (scales) r = scale;
   }
 
+  struct Scalars {
+    Accumulator factor;
+  };
+  __device__ __forceinline__ Scalars scalars() const { return {factor}; }
+  __device__ __forceinline__ void take(const Scalars& scalars) { factor = scalars.factor; }
+
   template <class Args>
   __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
     RowOffsets<Args, kOutput, Operands::kCount> offset(args, row);
@@ -212,6 +218,12 @@ struct WideBackward : BackwardOp {
   __device__ __forceinline__ void finish(float total, const Args& args) {
     mean = total * args.inverse_dim * r;
   }
+
+  struct Scalars {
+    float r, mean;
+  };
+  __device__ __forceinline__ Scalars scalars() const { return {r, mean}; }
+  __device__ __forceinline__ void take(const Scalars& scalars) { r = scalars.r, mean = scalars.mean; }
 
   template <int pass, int N, bool shifted, bool first, class F>
   __device__ __forceinline__ void store(const Held<N, shifted, first>& held, F f) const {

@@ -44,6 +44,7 @@ struct SumBeside {
 //   Total, term(h)               what a row is reduced to, and a vector's part of it
 //   squares(total)               the sum of squares in it
 //   reduced(total, r)            what it keeps of both, or makes of r
+//   Scalars, scalars, take       that, as an Op's
 //   open_rest, store_rows        as an Op's
 //   OwnArgs<Args>                what a kernel is handed for it
 template <class Source, class Output = typename Source::Element>
@@ -67,6 +68,10 @@ struct Normalized : SumBeside<Source, Source::Operands::kCount + 1> {
 
   static __device__ __forceinline__ Accumulator squares(Total total) { return total; }
   __device__ __forceinline__ void reduced(Total, Accumulator&) {}
+
+  struct Scalars {};
+  __device__ __forceinline__ Scalars scalars() const { return {}; }
+  __device__ __forceinline__ void take(Scalars) {}
 
   template <class Args>
   __device__ __forceinline__ void open_rest(const Args& args, int64_t row) {
@@ -126,6 +131,15 @@ struct ForwardOp : Source, Epilogue {
     else
       r = reciprocal_root(mean);
     Epilogue::reduced(total, r);
+  }
+
+  struct Scalars : Epilogue::Scalars {
+    Accumulator r;
+  };
+  __device__ __forceinline__ Scalars scalars() const { return {Epilogue::scalars(), r}; }
+  __device__ __forceinline__ void take(const Scalars& scalars) {
+    Epilogue::take(scalars);
+    r = scalars.r;
   }
 
   template <class Args>

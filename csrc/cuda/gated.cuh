@@ -167,6 +167,12 @@ struct GatedBackward : HasGating, BackwardBeside<T, G, GatedBackwardOperands> {
     mean_times_r = total * args.inverse_dim * r * r;
   }
 
+  struct Scalars {
+    Accumulator r, mean_times_r;
+  };
+  __device__ __forceinline__ Scalars scalars() const { return {r, mean_times_r}; }
+  __device__ __forceinline__ void take(const Scalars& scalars) { r = scalars.r, mean_times_r = scalars.mean_times_r; }
+
   template <int pass, int N, bool shifted, bool first, class F>
   __device__ __forceinline__ void store(const Held<N, shifted, first>& held, F f) const {
     if constexpr (pass == 0) {

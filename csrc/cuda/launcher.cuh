@@ -70,8 +70,11 @@ SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool apart, const 
   return blocks ? SharedBytes{shared_bytes_for(blocks, gpu), shared_bytes_for(1, gpu)} : SharedBytes{0, 0};
 }
 
-inline dim3 block_of(const LaunchPlan& plan) {
-  if (reading_of(plan) == Reading::InParts) return dim3(kShortRowThreads);
+template <class Args>
+dim3 block_of(const LaunchPlan& plan, const Args& args) {
+  if constexpr (!Args::kFlat)
+    if (reading_of(plan) == Reading::InParts)
+      return dim3(args.gapless ? threads_for_short_rows(static_cast<int>(args.dim)) : kShortRowThreads);
   return dim3(plan.threads_per_row, plan.rows_per_block);
 }
 
@@ -90,7 +93,7 @@ cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& 
 
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = block_of(plan);
+  config.blockDim = block_of(plan, args);
   config.dynamicSmemBytes = shared.of_call;
   config.stream = stream;
   cudaLaunchAttribute cluster{};

@@ -103,7 +103,8 @@ constexpr int max_threads(int chunks, int vectors, bool twice, bool gated) {
   return few || many ? 256 : kMostThreads;
 }
 
-constexpr int kShortRowThreads = 128;  // of a block, whichever rows it has (plan_in_chunks)
+constexpr int kShortRowThreads = 128;      // of a block whose rows are short and have gaps between them
+constexpr int kMostShortRowThreads = 256;  // where they have none (threads_for_short_rows)
 
 constexpr int kMostFoldedThreads = 128;  // of the widest row that is folded (half_the_threads)
 
@@ -119,21 +120,37 @@ constexpr int max_cluster_threads(Chunks chunks, int vectors) {
 
 // A part of a warp. A vector a thread up to 32 of them, but two where a quarter of the places would be empty (forward:
 // dim 128 1.00 with 16 x 1, 0.98 with 8 x 2; dim 100 0.93 with 16 x 1, 1.00 with 8 x 2); from there 32 x 2 or 32 x 3,
-// or 16 x 3 where a quarter would be empty.
-constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int vectors) {
+// or 16 x 3 where a quarter would be empty. Rows that are no whole vectors do not want 32 x 1 (H200, dim 225, with
+// residual 0.99 of the roof with 16 x 2, 0.90 with 32 x 1), and 8 x 1 rather than 4 x 2, unless they begin at 8 bytes
+// (55, with sum 0.92 for 0.66; 52, with residual 0.87 for 0.99).
+constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int64_t dim, int vectors) {
   int p = power_of_two_from(vectors);
   bool filled = 4 * vectors > 3 * p;
+  if (dim % plan.vector_elements != 0 && p == 32) filled = false;
+  if (dim % 4 != 0 && vectors == 6) filled = true;
   plan.vectors = p <= 32 ? (filled || p < 4 ? 1 : 2) : (filled ? 2 : 3);
   plan.threads_per_row = plan.vectors == 3 ? p / 4 : p / plan.vectors;
   plan.rows_per_block = 128 / plan.threads_per_row;
   return plan;
 }
 
-// A row that is no whole vectors and so short that its edges would take most of the time. H200, bf16, of the roof, dim
-// 9 0.77 / 0.85 / 0.76 for 0.20 / 0.27 / 0.27, dim 31 0.79 / 0.87 / 0.78 for 0.48 / 0.63 / 0.64; float, dim 9 0.87 /
-// 0.99 / 0.93 for 0.70 / 0.71 / 0.77. But not 20 and 28 of 16 bits: backward 0.85 and 0.89 as they are, 0.61 and 0.62
-// so, in an earlier form.
-constexpr bool is_short(int64_t dim, int64_t vectors) { return vectors <= 1 || (vectors <= 3 && dim % 4 != 0); }
+// A row that is no whole vectors and so short that its edges would take most of the time. H200, of the roof, forward /
+// with residual / with sum / backward: bf16, dim 9 0.81 / 0.91 / 0.98 / 0.82 for 0.20 / 0.27 / 0.20 / 0.27, 33 0.75 /
+// 0.88 / 0.97 / 0.80 for 0.65 / 0.75 / 0.64 / 0.74; 55 has 0.90 / 0.87 / 0.92 / 0.95 without, and 36, which begins and
+// ends at 8 bytes, 0.96 to 0.98. float, dim 9, forward / with residual / backward 0.92 / 1.00 / 0.96 for 0.70 / 0.71 /
+// 0.77.
+constexpr bool is_short(int64_t dim, int64_t vectors, int element_size) {
+  return vectors <= 3 || (element_size == 2 && dim % 4 != 0 && dim < 55);
+}
+
+// Threads of a block of short rows without gaps, a chunk each: as many rows as a chunk has elements are as many chunks
+// as a row has elements. 128 are best (dim 9, forward, 0.81 of the roof; with 96 and 256 0.80 and 0.78), unless more
+// than a ninth of them would be idle (33 0.73 with 128, 0.76 with 256).
+constexpr int threads_for_short_rows(int dim) {
+  for (int threads : {128, 96, 160, 192, 224})
+    if (100 * ((threads - 1) / dim * dim) >= 89 * threads) return threads;
+  return kMostShortRowThreads;
+}
 
 // A thread for every chunk of 16 bytes, of which a row may have so many a part, wherever it begins. Where rows follow
 // each other without gaps, a block has as many rows as begin and end at a chunk, if the first one does; choose_launch
@@ -141,7 +158,7 @@ constexpr bool is_short(int64_t dim, int64_t vectors) { return vectors <= 1 || (
 constexpr LaunchPlan plan_in_chunks(LaunchPlan plan, int dim) {
   plan.vectors = 0;
   plan.threads_per_row = ceil_div(dim + plan.vector_elements - 1, plan.vector_elements);
-  plan.rows_per_block = (kShortRowThreads - 1) / dim * plan.vector_elements;
+  plan.rows_per_block = (threads_for_short_rows(dim) - 1) / dim * plan.vector_elements;
   return plan;
 }
 
@@ -217,9 +234,9 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   bool whole = dim % plan.vector_elements == 0;
   if (!whole) plan.edges = true;
   int64_t vectors = std::min(dim / plan.vector_elements, kWidest);
-  if (!whole && is_short(dim, vectors)) return plan_in_chunks(plan, static_cast<int>(dim));
+  if (!whole && is_short(dim, vectors, element_size)) return plan_in_chunks(plan, static_cast<int>(dim));
   if (vectors <= 96)
-    plan = plan_in_warp(plan, static_cast<int>(vectors));
+    plan = plan_in_warp(plan, dim, static_cast<int>(vectors));
   else if (vectors <= block_vectors(chunks.gated) || (gpu.largest_cluster == 1 && vectors <= in_one_block(chunks)))
     plan = plan_in_block(plan, static_cast<int>(vectors), chunks);
   else if (gpu.largest_cluster > 1)

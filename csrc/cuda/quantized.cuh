@@ -90,6 +90,12 @@ struct Bytes : SumBeside<Source, Source::Operands::kCount + 1> {
     scale = scale_of(rounded(total.largest * r));
   }
 
+  struct Scalars {
+    Scale scale;
+  };
+  __device__ __forceinline__ Scalars scalars() const { return {scale}; }
+  __device__ __forceinline__ void take(const Scalars& scalars) { scale = scalars.scale; }
+
   // The largest of this lane's group, of |h| or of the input as it lies: found before r is known.
   template <class Held, int vectors>
   __device__ __forceinline__ void survey(const Held (&held)[vectors]) {

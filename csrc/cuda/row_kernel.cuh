@@ -19,6 +19,7 @@
 //   kCombines, combine(held)    whether something is made of them once and held in their place, and what
 //   term(held)                  their part of the reduction
 //   finish(total, args)         the row's scalars
+//   Scalars, scalars(), take(s) those that a row's elements need, from one thread to others
 //   store<pass>(held, f)        f(vector, pointer to its row) for every result of pass 0 or 1, by store_if
 //   store_row(args, row index)  what there is once a row
 // and of bytes, whose groups are of several lanes:

@@ -32,6 +32,14 @@ struct Chunk {
     static_assert(sizeof(E) <= kMost);
     return reinterpret_cast<E*>(of[operand]);
   }
+
+  // The compiler must not take the words apart and keep the halves in twice the registers.
+  __device__ __forceinline__ void stay_packed() {
+#pragma unroll
+    for (auto& operand : of)
+#pragma unroll
+      for (int i = 0; i < kMost * N / 4; i++) asm volatile("" : "+r"(reinterpret_cast<uint32_t*>(operand)[i]));
+  }
 };
 
 // The largest pieces in which so many bytes are copied.
@@ -66,19 +74,26 @@ struct ShortRows {
   using General = typename Op::template Args<false>;
   using Args = std::conditional_t<gapless, OneLevelArgs<General>, General>;
   using Total = typename Op::Total;
+  using Scalars = typename Op::Scalars;
   static constexpr int N = Op::kElements;
+
+  // Of a row: what the chunk in which it begins has of its total; then, in the same place, what is made of all of it.
+  union Row {
+    Total total;
+    Scalars scalars;
+  };
 
   const Args& args;
   const int64_t first_row;
   const int rows, dim, chunk;
-  Total* of_row;    // of the chunk in which it begins; then of all
-  Total* of_chunk;  // of what goes on in it
+  Row* of_row;
+  Total* of_chunk;  // of the row that goes on in it
   int phase = 0;    // of the first row
   int start, last;  // of the chunk: its first element among all, and before which are those of rows
   Part part;        // its first
   typename Op::template Held<1, false, false> held[N];
 
-  __device__ __forceinline__ ShortRows(const General& general, Total* of_row, Total* of_chunk)
+  __device__ __forceinline__ ShortRows(const General& general, Row* of_row, Total* of_chunk)
       : args(static_cast<const Args&>(general)),
         first_row(int64_t{blockIdx.x} * args.rows_per_block),
         rows(static_cast<int>(min(int64_t{args.rows_per_block}, args.rows - first_row))),
@@ -130,6 +145,7 @@ struct ShortRows {
         for (int j = 0; j < N; j++)
           if (part.first <= j && j < last) elements[j] = row[offset + j];
       });
+    if constexpr (!Op::kCombines) chunks.stay_packed();
 #pragma unroll
     for (int j = 0; j < N; j++) {
       each_operand(held[j], [&]<class E>(auto& to, const E*, E* elements) { to.load(elements + j); });
@@ -138,7 +154,7 @@ struct ShortRows {
   }
 
   __device__ __forceinline__ void put(const Part& p, Total sum) const {
-    (p.begins_row() ? of_row[p.row] : of_chunk[chunk]) = sum;
+    (p.begins_row() ? of_row[p.row].total : of_chunk[chunk]) = sum;
   }
 
   // The parts of the chunk: of the first one and of what is behind it at once, which is one more where a row is no
@@ -155,8 +171,8 @@ struct ShortRows {
         rest += terms[j];
     }
     put(part, sum);
+    if (!gapless || part.end == last) return;
     Part p = part.next(dim, last);
-    if (!gapless || !p.is_there()) return;
     if (dim >= N) return put(p, rest);
     for (; p.is_there(); p = p.next(dim, last)) {
       sum = Total{};
@@ -167,25 +183,22 @@ struct ShortRows {
     }
   }
 
-  __device__ __forceinline__ void reduce_rows() const {
-    for (int row = chunk; row < rows; row += kShortRowThreads) {
-      int begin = gapless ? row * dim + phase : phase_of(row);
-      const Total* chunks = of_chunk + (gapless ? 0 : row * args.places);
-      Total total = of_row[row];
-#pragma unroll 1
-      for (int i = begin / N + 1; i <= (begin + dim - 1) / N; i++) total += chunks[i];
-      of_row[row] = total;
-    }
+  __device__ __forceinline__ Op opened(int row) const {
+    Op op(args, first_row + row);
+    op.open_rest(args, first_row + row);
+    return op;
   }
 
-  // Only now opened: on its way any sooner, it takes registers of other blocks (backward, dim 31 0.65 of the roof for
-  // 0.78).
-  __device__ __forceinline__ Op finished(const Part& p) const {
-    Op op(args, first_row + p.row);
-    op.open_rest(args, first_row + p.row);
-    op.finish(of_row[p.row], args);
-    if (p.begins_row()) op.store_row(args, first_row + p.row);
-    return op;
+  // What the chunks have of a row is added by one thread, which makes of it what all of the row's elements need.
+  __device__ __forceinline__ void reduce_row(int row, Op op) const {
+    int begin = gapless ? row * dim + phase : phase_of(row);
+    const Total* chunks = of_chunk + (gapless ? 0 : row * args.places);
+    Total total = of_row[row].total;
+#pragma unroll 1
+    for (int i = begin / N + 1; i <= (begin + dim - 1) / N; i++) total += chunks[i];
+    op.finish(total, args);
+    op.store_row(args, first_row + row);
+    of_row[row].scalars = op.scalars();
   }
 
   // The results of the elements before the part's end by op, of those behind it by of_next.
@@ -204,19 +217,21 @@ struct ShortRows {
 
   __device__ __forceinline__ void store() const {
     Chunk<N> results;
-    Op op = finished(part);
+    Op op = opened(gapless ? 0 : part.row), of_next = op;
+    op.take(of_row[part.row].scalars);
     Part next = part.next(dim, last);
-    bool more = gapless && next.is_there();
-    make<true>(results, part, op, more ? finished(next) : op);
+    bool more = gapless && part.end < last;
+    of_next.take(of_row[more ? next.row : part.row].scalars);
+    make<true>(results, part, op, of_next);
     if (more && dim < N)
       for (next = next.next(dim, last); next.is_there(); next = next.next(dim, last)) {
-        Op of_next = finished(next);
+        of_next.take(of_row[next.row].scalars);
         make<false>(results, next, of_next, of_next);
       }
     int i = 0;
     auto write = [&]<class E>(const auto&, E* row, bool wanted) {
       const E* elements = results.template elements<E>(i++);
-      E* to = row - part.begin;
+      E* to = row + (gapless ? start : -part.begin);
       if (!wanted) return;
       if (is_whole<N>(to, part.first, last)) {
         copy_pieces<N * sizeof(E)>(to, elements);
@@ -230,35 +245,46 @@ struct ShortRows {
     op.template store<1>(held[0], write);
   }
 
+  // A row's own numbers, as a gradient's rstd, are on their way together with the chunks.
   __device__ __forceinline__ void take() {
+    bool has_row = chunk < rows;
+    Op of_own_row = opened(has_row ? chunk : 0);
     if (part.is_there()) {
       Op op(args, first_row + (gapless ? 0 : part.row));
       load(op, gapless ? start : -part.begin);
       reduce_parts(op);
     }
     __syncthreads();
-    reduce_rows();
+    if (has_row) reduce_row(chunk, of_own_row);
+    for (int row = chunk + blockDim.x; row < rows; row += blockDim.x) reduce_row(row, opened(row));
     __syncthreads();
     if (part.is_there()) store();
   }
 };
 
-// Blocks that a multiprocessor is to have room for; 0: left to the compiler. 16 give a norm of 16 bits 32 registers for
-// 36, and spill none: H200, dim 31 0.78 of the roof for 0.71.
+// Blocks of the most threads that a multiprocessor is to have room for; 0: left to the compiler. As many as spill next
+// to nothing: dim 31, H200, forward 0.85 of the roof with 8, 0.79 with 6, with residual 0.95 and 0.88; backward 0.86
+// with 6, with 8 0.47.
 template <class Op>
 constexpr int short_row_blocks() {
   constexpr Chunks chunks = Op::kChunks;
-  return kIs16Bit<typename Op::Element> && chunks.all == 1 && !chunks.few && !chunks.in_bytes ? 16 : 0;
+  if (!kIs16Bit<typename Op::Element> || chunks.few || chunks.in_bytes || chunks.gated || chunks.all > 3) return 0;
+  return chunks.all == 3 ? 5 : chunks.backward ? 6 : 8;
 }
 
 template <class Op>
-__global__ void __launch_bounds__(kShortRowThreads, short_row_blocks<Op>())
+__global__ void __launch_bounds__(kMostShortRowThreads, short_row_blocks<Op>())
     short_row_kernel(const __grid_constant__ typename Op::template Args<false> args) {
-  __shared__ typename Op::Total of_row[kShortRowThreads * Op::kElements], of_chunk[kShortRowThreads];
+  // Rows shorter than a chunk have blocks of kShortRowThreads.
+  __shared__ union Rows {
+    typename ShortRows<Op, true>::Row gapless[kShortRowThreads * Op::kElements];
+    typename ShortRows<Op, false>::Row others[kShortRowThreads];
+  } of_row;
+  __shared__ typename Op::Total of_chunk[kMostShortRowThreads];
   if (args.gapless)
-    ShortRows<Op, true>(args, of_row, of_chunk).take();
+    ShortRows<Op, true>(args, of_row.gapless, of_chunk).take();
   else
-    ShortRows<Op, false>(args, of_row, of_chunk).take();
+    ShortRows<Op, false>(args, of_row.others, of_chunk).take();
 }
 
 }  // namespace srmsnorm
