@@ -12,7 +12,7 @@ import srmsnorm
 
 KINDS = [Kind(HALF), Kind(BFLOAT, BFLOAT), Kind(BFLOAT, FLOAT), Kind(FLOAT, FLOAT), Kind(samples.DOUBLE)]
 DIMS = [1, 3, 7, 8, 9, 31, 33, 64, 100, 128, 257, 512, 1000, 1024, 2048, 2049]
-WIDE = [4096, 8191, 16_384, 32_768, 65_536, 65_537, 131_072, 262_144]
+WIDE = [4096, 8191, 16_384, 32_768, 65_536, 65_537, 131_072, 150_000, 262_144]
 
 
 def everything(input, residual, g, gh):

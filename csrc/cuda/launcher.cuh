@@ -55,7 +55,8 @@ Kernel<Op, false> general_kernel(const LaunchPlan& plan) {
 }
 
 // Dynamic shared memory of a block, and the most that its instance of the kernel may ask for, whatever the row: calls
-// of other threads set the same. Late chunks are staged in clusters; else it may keep other blocks away.
+// of other threads set the same. In clusters late chunks are staged and others parked; else it may keep other blocks
+// away.
 struct SharedBytes {
   int of_call, most;
 };
@@ -66,6 +67,8 @@ SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool apart, const 
     int most = stage_bytes(Op::kChunks.late, plan.vectors, max_cluster_threads(Op::kChunks, plan.vectors));
     return {stage_bytes(Op::kChunks.late, plan.vectors, plan.threads_per_row), most};
   }
+  if (plan.cluster > 1)
+    if (int parked = parked_bytes(Op::kChunks, plan.vectors, plan.threads_per_row)) return {parked, parked};
   int blocks = apart ? resident_blocks(dim, plan, traits_of<Op>()) : 0;
   return blocks ? SharedBytes{shared_bytes_for(blocks, gpu), shared_bytes_for(1, gpu)} : SharedBytes{0, 0};
 }

@@ -112,6 +112,18 @@ constexpr int kMostFoldedThreads = 128;  // of the widest row that is folded (ha
 constexpr int kMostStage = 96 << 10;
 constexpr int stage_bytes(int late_chunks, int vectors, int threads) { return 16 * late_chunks * vectors * threads; }
 
+// Of the 8 vectors that a thread of a cluster has of one operand, those that wait for the sum in shared memory: in
+// registers they leave room for half as many blocks (H200, forward, 196608 0.99 of the roof for 0.94, 262144 0.98 for
+// 0.95, 327680 0.98 for 0.83). Not of two operands, of which as many bytes on their way at a time are more than this
+// memory likes (131072, backward, 0.90 for 0.98).
+constexpr int parked_vectors(Sharing sharing, int vectors, Chunks chunks) {
+  return sharing == Sharing::Blocks && vectors == 8 && chunks.all == 1 && !chunks.in_bytes ? 4 : 0;
+}
+
+constexpr int parked_bytes(Chunks chunks, int vectors, int threads) {
+  return 16 * parked_vectors(Sharing::Blocks, vectors, chunks) * threads;
+}
+
 // In clusters, chunks that the sum does not need are staged in shared memory.
 constexpr int max_cluster_threads(Chunks chunks, int vectors) {
   int most = max_threads(chunks.all - chunks.late, vectors, false, chunks.gated);
@@ -180,10 +192,14 @@ constexpr LaunchPlan plan_in_block(LaunchPlan plan, int vectors, Chunks chunks) 
 // Blocks of up to 768 vectors; more where the largest cluster is not enough. That many small blocks serve a single row
 // as well as many: dim 65536, forward, one row 2.2 us with 128 x 4 in clusters of 16, 2.7 with 256 x 8 in 4, 4.8 with
 // 512 x 16 in one block. 8 vectors a thread are better for many rows where float stands beside 16 bits (backward
-// 65536 1.00 for 0.96, 131072 0.98 for 0.94; else within 1 %) and cost one row 0.2 us of forward, none of backward.
-constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, Chunks chunks, int max_cluster) {
-  plan.vectors = chunks.backward || vectors > int64_t{4} * max_cluster * 128 ? most_vectors(chunks) : 4;
-  plan.cluster = std::clamp(power_of_two_from(ceil_div(vectors, 768)), 2, max_cluster);
+// 65536 1.00 for 0.96, 131072 0.98 for 0.94; else within 1 %) and cost one row 0.2 us of forward, none of backward. Of
+// rows that are no whole vectors, whose edges each block waits for, they want half as many blocks too (H200, 50257,
+// forward 0.97 for 0.91, backward 0.98 for 0.94).
+constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, bool whole, Chunks chunks, int max_cluster) {
+  bool many = chunks.backward || !whole || vectors > int64_t{4} * max_cluster * 128;
+  plan.vectors = many ? most_vectors(chunks) : 4;
+  int in_block = !whole && plan.vectors == 8 ? 1536 : 768;
+  plan.cluster = std::clamp(power_of_two_from(ceil_div(vectors, in_block)), 2, max_cluster);
   plan.threads_per_row =
       std::min(max_cluster_threads(chunks, plan.vectors), whole_warps(ceil_div(vectors, plan.cluster * plan.vectors)));
   return plan;
@@ -240,7 +256,7 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   else if (vectors <= block_vectors(chunks.gated) || (gpu.largest_cluster == 1 && vectors <= in_one_block(chunks)))
     plan = plan_in_block(plan, static_cast<int>(vectors), chunks);
   else if (gpu.largest_cluster > 1)
-    plan = plan_in_cluster(plan, vectors, chunks, gpu.largest_cluster);
+    plan = plan_in_cluster(plan, vectors, whole, chunks, gpu.largest_cluster);
   else
     plan.threads_per_row = kMostThreads;
   if (whole && plan.edges && cut_from_begin(sharing_of(plan.cluster, plan.threads_per_row), chunks))

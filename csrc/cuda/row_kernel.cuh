@@ -90,6 +90,7 @@ constexpr Bounds bounds() {
   if (flat && sharing == Sharing::Warps && vectors == 2 && chunks.gated && chunks.backward) return {256, 3};
   int staged = sharing == Sharing::Blocks ? chunks.late : 0;
   bool one = kIsMixed<Op> || twice || (!flat && (Op::kBesideSize >= 4 || chunks.gated));
+  if (!twice && parked_vectors(sharing, vectors, chunks)) return {kMostThreads, 2};
   Bounds bounds{max_threads(chunks.all - staged, vectors, twice, chunks.gated), one ? 1 : 0};
   if (chunks.in_bytes && chunks.all == 1 && !twice) {
     if (sharing == Sharing::Warps && vectors == 2 && (narrow || flat)) bounds.blocks = narrow ? 6 : 8;
@@ -174,6 +175,7 @@ __global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.t
       tile.prepare(op, cut);
       tile.survey(op);
       total = tile.reduce(op, total);
+      total = tile.reduce_parked(op, total, cut, own);
     }
     tile.stay_packed(op);
   }

@@ -41,13 +41,16 @@ template <class Op, int vectors, Sharing sharing, Reading reading, bool staged>
 struct Tile {
   static constexpr int N = Op::kElements;
   static constexpr bool kShifted = kIsShifted<reading>, kKept = reading == Reading::Kept;
-  typename Op::template Held<N, kShifted, kFromBegin<Op, sharing, reading>> held[vectors];
+  static constexpr int kHeld = vectors - parked_vectors(sharing, vectors, Op::kChunks);
+  using Held = typename Op::template Held<N, kShifted, kFromBegin<Op, sharing, reading>>;
+  Held held[kHeld];
 
   // All loads before the first use: what stands between two loads keeps the second one waiting.
   template <class Cut, class At>
   __device__ __forceinline__ void load(const Op& op, const Cut& cut, At at) {
+    park(op, cut, at);
 #pragma unroll
-    for (int i = 0; i < vectors; i++) {
+    for (int i = 0; i < kHeld; i++) {
       auto vector = at(i);
       if (vector < cut.vectors) {
         auto load = load_at(cut, vector);
@@ -65,11 +68,21 @@ struct Tile {
     }
   }
 
+  // Behind those that are held.
+  template <class T, class Cut, class At>
+  __device__ __forceinline__ T reduce_parked(const Op& op, T total, const Cut& cut, At at) const {
+    if constexpr (kHeld < vectors) wait_for_copies();
+#pragma unroll
+    for (int i = kHeld; i < vectors; i++)
+      if (at(i) < cut.vectors) total += op.term(parked(op, i));
+    return total;
+  }
+
   template <class T>
   __device__ __forceinline__ T reduce(const Op& op, T total) const {
     T of_other{};
 #pragma unroll
-    for (int i = 0; i < vectors; i++) (reading == Reading::Folded && i % 2 ? of_other : total) += op.term(held[i]);
+    for (int i = 0; i < kHeld; i++) (reading == Reading::Folded && i % 2 ? of_other : total) += op.term(held[i]);
     return reading == Reading::Folded ? total + of_other : total;
   }
 
@@ -78,7 +91,7 @@ struct Tile {
   __device__ __forceinline__ void prepare(const Op& op, const Cut& cut) {
     auto put = [&](auto& vector, auto row) { vector.put_in_place(bytes_past_16(row + cut.head)); };
 #pragma unroll
-    for (int i = 0; i < vectors; i++) {
+    for (int i = 0; i < kHeld; i++) {
       if constexpr (kShifted) op.each(held[i], put), op.each_late(held[i], put);
       op.combine(held[i]);
     }
@@ -92,7 +105,7 @@ struct Tile {
   __device__ __forceinline__ void stay_packed(const Op& op) {
     if constexpr (!Op::kCombines) {
 #pragma unroll
-      for (int i = 0; i < vectors; i++) {
+      for (int i = 0; i < kHeld; i++) {
         op.each(held[i], [](auto& vector, auto) { vector.stay_packed(); });
         if constexpr (!staged) op.each_late(held[i], [](auto& vector, auto) { vector.stay_packed(); });
       }
@@ -105,7 +118,7 @@ struct Tile {
     if constexpr (staged) wait_for_copies();
     if constexpr (Op::kChunks.in_bytes) op.scale_groups();
 #pragma unroll
-    for (int i = 0; i < vectors; i++) {
+    for (int i = 0; i < kHeld; i++) {
       auto vector = at(i);
       if constexpr (staged) op.each_late(held[i], [&](auto& to, auto) { to.load_copies(stage(i)); });
       of_vector(op, i).template store<0>(held[i], store_at(cut, vector));
@@ -114,11 +127,41 @@ struct Tile {
     // Shifted ones gain nothing from a pass of their own (dim 3001 0.942 of the roof either way).
     if constexpr (!kShifted) {
 #pragma unroll
-      for (int i = 0; i < vectors; i++) op.template store<1>(held[i], store_at(cut, at(i)));
+      for (int i = 0; i < kHeld; i++) op.template store<1>(held[i], store_at(cut, at(i)));
+    }
+#pragma unroll
+    for (int i = kHeld; i < vectors; i++) {
+      Held one = parked(op, i);
+      op.template store<0>(one, store_at(cut, at(i)));
+      op.template store<1>(one, store_at(cut, at(i)));
     }
   }
 
  private:
+  // A thread's own chunks, past the registers.
+  template <class Cut, class At>
+  static __device__ __forceinline__ void park(const Op& op, const Cut& cut, At at) {
+#pragma unroll
+    for (int i = kHeld; i < vectors; i++) {
+      Held nothing;
+      op.each(nothing, [&](auto&, auto row) {
+        if (at(i) < cut.vectors) start_copy16(parked_chunk(i), reinterpret_cast<const uint4*>(cut.at(row, at(i))));
+      });
+    }
+  }
+
+  static __device__ __forceinline__ Held parked(const Op& op, int i) {
+    Held one;
+    op.each(one, [&](auto& vector, auto) { vector.chunks[0] = *parked_chunk(i); });
+    op.combine(one);
+    return one;
+  }
+
+  static __device__ __forceinline__ uint4* parked_chunk(int i) {
+    extern __shared__ uint4 chunks[];
+    return chunks + (i - kHeld) * blockDim.x + threadIdx.x;
+  }
+
   static __device__ __forceinline__ decltype(auto) of_vector(const Op& op, int i) {
     if constexpr (Op::kChunks.in_bytes)
       return op.template of_vector<vectors>(i);
