@@ -80,9 +80,8 @@ float time_of(const Call& call, Candidate& c) {
   constexpr bool gains = flat && Op::kChunks.late == 0;
   bool kept = gains && hints.kept && has_instance(plan, Reading::Kept, true, Op::kChunks);
   c.launched = c.resident == kAsLaunched && c.kept == kept;
-  int shared = c.resident > 0
-                   ? shared_bytes_for(c.resident, this_gpu())
-                   : shared_bytes<Op>(plan, call.space.dim, gains && hints.apart && c.resident, this_gpu()).of_call;
+  int needed = shared_bytes<Op>(plan, call.space.dim, gains && hints.apart && c.resident, this_gpu()).of_call;
+  int shared = c.resident > 0 ? std::max(needed, shared_bytes_for(c.resident, this_gpu())) : needed;
   auto args = kernel_args<typename Op::Operands, typename Op::template Args<flat>>(call, plan, hints);
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes");

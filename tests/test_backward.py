@@ -121,7 +121,7 @@ def test_every_small_dim(device, kind):
 @pytest.mark.parametrize("kind", GRADIENTS, ids=str)
 def test_every_number_of_rows(device, kind):
     for rows in [*range(1, 40, 1 if device == "cuda" else 3), 63, 65, 127, 129, 255, 257, 1023, 4099]:
-        for dim in (1, 24) if device == "cpu" else (1, 8, 24, 200):
+        for dim in (1, 24) if device == "cpu" else (1, 8, 24, 33, 43, 200):
             check_operators(kind, *saved(kind, (rows, dim), device))
 
 

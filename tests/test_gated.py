@@ -133,7 +133,7 @@ def test_every_small_dim(device, kind, options):
 @EVERY
 def test_every_number_of_rows(device, kind, options):
     for rows, more in rotated(options, [*range(1, 40, 1 if device == "cuda" else 5), 63, 65, 129, 257, 1023, 4099]):
-        for dim in (1, 24) if device == "cpu" else (1, 8, 24, 200):
+        for dim in (1, 24) if device == "cpu" else (1, 8, 24, 33, 200):
             check(kind, (rows, dim), device, more)
 
 

@@ -54,7 +54,7 @@ def check(dim, kind, options):
 
 def check_chunks(dim, plan):
     """Of short rows: a thread for each chunk that a row may have a part of, and up to 256 for those of a block's rows,
-    which begin and end at one where the first does; a ninth of whole warps is idle, or a fifth of the most."""
+    which begin and end at one where the first does; at most a ninth of whole warps is idle."""
     elements = plan["vector_elements"]
     assert dim % elements and dim < 7 * elements and plan["edges"] and plan["cluster"] == 1 and not plan["twice"]
     at_any_address = [len({(first + i) // elements for i in range(dim)}) for first in range(elements)]
@@ -62,14 +62,13 @@ def check_chunks(dim, plan):
     assert plan["rows_per_block"] >= elements and plan["rows_per_block"] % elements == 0
     chunks = plan["rows_per_block"] // elements * dim
     threads = -(chunks + 1) // 32 * -32
-    assert threads <= 256 and chunks + 1 <= threads and (threads == 256 or chunks >= 0.89 * threads)
-    assert chunks >= 0.8 * threads and plan["rows_per_block"] <= 128 * elements
+    assert chunks + 1 <= threads <= 256 and chunks >= 0.89 * threads and plan["rows_per_block"] <= 128 * elements
     return plan
 
 
 def test_which_rows_are_short():
-    """No whole vectors, and three of them at most; of 16 bits 54 elements, but those that begin and end at 8 bytes."""
-    for dtype, longest in ((BFLOAT, 54), (HALF, 54), (FLOAT, 15), (DOUBLE, 7)):
+    """No whole vectors, and three of them at most; of 16 bits six, unless they begin and end at 8 bytes."""
+    for dtype, longest in ((BFLOAT, 55), (HALF, 55), (FLOAT, 15), (DOUBLE, 7)):
         elements = 16 // dtype.itemsize
         for dim in range(1, 100):
             short = dim % elements != 0 and dim <= longest and not (elements == 8 and dim in (36, 44, 52))
@@ -144,7 +143,7 @@ def test_threads_grow_with_dim(kind, options):
 @pytest.mark.parametrize("kind", [Kind(HALF), Kind(BFLOAT, FLOAT), Kind(FLOAT), Kind(DOUBLE)], ids=str)
 def test_work_is_spread(kind):
     """Rows held in registers leave less than two thirds of the room empty, past the first vectors."""
-    for dim in range(64, 40_000, 8):
+    for dim in range(64, 40_000, 7):
         plan = srmsnorm.launch_plan(dim, kind.dtype, kind.residual)
         room = plan["threads_per_row"] * plan["cluster"] * plan["vectors"] * plan["vector_elements"]
         assert plan["twice"] or dim * 3 > room, (dim, plan)

@@ -256,7 +256,7 @@ def test_every_small_dim(device, kind):
 @EVERY
 def test_every_number_of_rows(device, kind):
     for rows in [*range(1, 40, 1 if device == "cuda" else 7), 63, 65, 257, 1023, 4099]:
-        for dim in (1, 64) if device == "cpu" else (1, 8, 24, 64, 200):
+        for dim in (1, 64) if device == "cpu" else (1, 8, 24, 33, 64, 200):
             check_all(kind, (rows, dim), device, some=3)
 
 

@@ -68,7 +68,8 @@ SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool apart, const 
     return {stage_bytes(Op::kChunks.late, plan.vectors, plan.threads_per_row), most};
   }
   if (plan.cluster > 1)
-    if (int parked = parked_bytes(Op::kChunks, plan.vectors, plan.threads_per_row)) return {parked, parked};
+    if (int parked = parked_bytes(Op::kChunks, plan.vectors, plan.threads_per_row))
+      return {parked, parked_bytes(Op::kChunks, plan.vectors, max_cluster_threads(Op::kChunks, plan.vectors))};
   int blocks = apart ? resident_blocks(dim, plan, traits_of<Op>()) : 0;
   return blocks ? SharedBytes{shared_bytes_for(blocks, gpu), shared_bytes_for(1, gpu)} : SharedBytes{0, 0};
 }

@@ -103,8 +103,8 @@ constexpr int max_threads(int chunks, int vectors, bool twice, bool gated) {
   return few || many ? 256 : kMostThreads;
 }
 
-constexpr int kShortRowThreads = 128;      // of a block whose rows are short and have gaps between them
-constexpr int kMostShortRowThreads = 256;  // where they have none (threads_for_short_rows)
+constexpr int kShortRowThreads = 128;      // of a block of short rows with gaps between them
+constexpr int kMostShortRowThreads = 256;  // without gaps: at most (threads_for_short_rows)
 
 constexpr int kMostFoldedThreads = 128;  // of the widest row that is folded (half_the_threads)
 
@@ -132,14 +132,12 @@ constexpr int max_cluster_threads(Chunks chunks, int vectors) {
 
 // A part of a warp. A vector a thread up to 32 of them, but two where a quarter of the places would be empty (forward:
 // dim 128 1.00 with 16 x 1, 0.98 with 8 x 2; dim 100 0.93 with 16 x 1, 1.00 with 8 x 2); from there 32 x 2 or 32 x 3,
-// or 16 x 3 where a quarter would be empty. Rows that are no whole vectors do not want 32 x 1 (H200, dim 225, with
-// residual 0.99 of the roof with 16 x 2, 0.90 with 32 x 1), and 8 x 1 rather than 4 x 2, unless they begin at 8 bytes
-// (55, with sum 0.92 for 0.66; 52, with residual 0.87 for 0.99).
+// or 16 x 3 where a quarter would be empty. Rows that are no whole vectors are never taken 32 x 1 (H200, dim 225, with
+// residual 0.90 of the roof, 0.99 with 16 x 2).
 constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int64_t dim, int vectors) {
   int p = power_of_two_from(vectors);
   bool filled = 4 * vectors > 3 * p;
   if (dim % plan.vector_elements != 0 && p == 32) filled = false;
-  if (dim % 4 != 0 && vectors == 6) filled = true;
   plan.vectors = p <= 32 ? (filled || p < 4 ? 1 : 2) : (filled ? 2 : 3);
   plan.threads_per_row = plan.vectors == 3 ? p / 4 : p / plan.vectors;
   plan.rows_per_block = 128 / plan.threads_per_row;
@@ -148,11 +146,11 @@ constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int64_t dim, int vectors) {
 
 // A row that is no whole vectors and so short that its edges would take most of the time. H200, of the roof, forward /
 // with residual / with sum / backward: bf16, dim 9 0.81 / 0.91 / 0.98 / 0.82 for 0.20 / 0.27 / 0.20 / 0.27, 33 0.75 /
-// 0.88 / 0.97 / 0.80 for 0.65 / 0.75 / 0.64 / 0.74; 55 has 0.90 / 0.87 / 0.92 / 0.95 without, and 36, which begins and
+// 0.88 / 0.97 / 0.80 for 0.65 / 0.75 / 0.64 / 0.74; 63 has 0.93 / 0.92 / 0.93 / 0.97 without, and 36, which begins and
 // ends at 8 bytes, 0.96 to 0.98. float, dim 9, forward / with residual / backward 0.92 / 1.00 / 0.96 for 0.70 / 0.71 /
 // 0.77.
 constexpr bool is_short(int64_t dim, int64_t vectors, int element_size) {
-  return vectors <= 3 || (element_size == 2 && dim % 4 != 0 && dim < 55);
+  return vectors <= 3 || (vectors <= 6 && element_size == 2 && dim % 4 != 0);
 }
 
 // Threads of a block of short rows without gaps, a chunk each: as many rows as a chunk has elements are as many chunks
@@ -192,12 +190,12 @@ constexpr LaunchPlan plan_in_block(LaunchPlan plan, int vectors, Chunks chunks) 
 // Blocks of up to 768 vectors; more where the largest cluster is not enough. That many small blocks serve a single row
 // as well as many: dim 65536, forward, one row 2.2 us with 128 x 4 in clusters of 16, 2.7 with 256 x 8 in 4, 4.8 with
 // 512 x 16 in one block. 8 vectors a thread are better for many rows where float stands beside 16 bits (backward
-// 65536 1.00 for 0.96, 131072 0.98 for 0.94; else within 1 %) and cost one row 0.2 us of forward, none of backward. Of
-// rows that are no whole vectors, whose edges each block waits for, they want half as many blocks too (H200, 50257,
-// forward 0.97 for 0.91, backward 0.98 for 0.94).
+// 65536 1.00 for 0.96, 131072 0.98 for 0.94; else within 1 %) and cost one row 0.2 us of forward, none of backward.
+// Rows that are no whole vectors, whose edges each block waits for, have 8 vectors a thread in forward as well, and
+// half as many blocks (H200, 50257, forward 0.98 for 0.91, backward 0.98 for 0.94).
 constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, bool whole, Chunks chunks, int max_cluster) {
-  bool many = chunks.backward || !whole || vectors > int64_t{4} * max_cluster * 128;
-  plan.vectors = many ? most_vectors(chunks) : 4;
+  bool eight = chunks.backward || !whole || vectors > int64_t{4} * max_cluster * 128;
+  plan.vectors = eight ? most_vectors(chunks) : 4;
   int in_block = !whole && plan.vectors == 8 ? 1536 : 768;
   plan.cluster = std::clamp(power_of_two_from(ceil_div(vectors, in_block)), 2, max_cluster);
   plan.threads_per_row =

@@ -82,7 +82,7 @@ struct Bounds {
 // Of quantised rows a thread has more to do between loads and stores, and gains by more of them: 6 x 256 threads, dim
 // 1024 1.01 of the roof for 0.93, 4096 0.99 for 0.90; 2 x 512, 28672 0.88 for 0.82, 65536 0.90 for 0.85. So has a
 // backward with a gate: 3 x 256, H200, a float gate, 4096 0.99 for 0.96. And a norm beside a float residual where lanes
-// share a row that is not flat: 6 x 256, H200, 127 1.05 for 0.97.
+// share a row that is not flat: 6 x 256, H200, 127 1.05 for 0.97. Vectors are parked (plan.h) for the sake of 2 x 512.
 template <class Op, int vectors, Sharing sharing, bool flat, Reading reading>
 constexpr Bounds bounds() {
   constexpr Chunks chunks = Op::kChunks;
@@ -94,7 +94,7 @@ constexpr Bounds bounds() {
     return {256, 6};
   int staged = sharing == Sharing::Blocks ? chunks.late : 0;
   bool one = kIsMixed<Op> || twice || (!flat && (Op::kBesideSize >= 4 || chunks.gated));
-  if (!twice && parked_vectors(sharing, vectors, chunks)) return {kMostThreads, 2};
+  if (parked_vectors(sharing, vectors, chunks)) return {kMostThreads, 2};
   Bounds bounds{max_threads(chunks.all - staged, vectors, twice, chunks.gated), one ? 1 : 0};
   if (chunks.in_bytes && chunks.all == 1 && !twice) {
     if (sharing == Sharing::Warps && vectors == 2 && (narrow || flat)) bounds.blocks = narrow ? 6 : 8;

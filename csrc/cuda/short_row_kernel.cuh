@@ -32,14 +32,6 @@ struct Chunk {
     static_assert(sizeof(E) <= kMost);
     return reinterpret_cast<E*>(of[operand]);
   }
-
-  // The compiler must not take the words apart and keep the halves in twice the registers.
-  __device__ __forceinline__ void stay_packed() {
-#pragma unroll
-    for (auto& operand : of)
-#pragma unroll
-      for (int i = 0; i < kMost * N / 4; i++) asm volatile("" : "+r"(reinterpret_cast<uint32_t*>(operand)[i]));
-  }
 };
 
 // The largest pieces in which so many bytes are copied.
@@ -57,6 +49,13 @@ __device__ __forceinline__ void copy_pieces(void* to, const void* from) {
   using Pieces = Piece<bytes>;
 #pragma unroll
   for (int i = 0; i < bytes / sizeof(Pieces); i++) static_cast<Pieces*>(to)[i] = static_cast<const Pieces*>(from)[i];
+}
+
+// The compiler must not take words apart and keep the halves in twice the registers.
+template <int bytes>
+__device__ __forceinline__ void stay_packed(void* words) {
+#pragma unroll
+  for (int i = 0; i < bytes / 4; i++) asm volatile("" : "+r"(static_cast<uint32_t*>(words)[i]));
 }
 
 // The arguments of rows in one level.
@@ -145,7 +144,8 @@ struct ShortRows {
         for (int j = 0; j < N; j++)
           if (part.first <= j && j < last) elements[j] = row[offset + j];
       });
-    if constexpr (!Op::kCombines) chunks.stay_packed();
+    if constexpr (!Op::kCombines)
+      each_operand(held[0], []<class E>(auto&, const E*, E* elements) { stay_packed<N * sizeof(E)>(elements); });
 #pragma unroll
     for (int j = 0; j < N; j++) {
       each_operand(held[j], [&]<class E>(auto& to, const E*, E* elements) { to.load(elements + j); });
@@ -272,10 +272,17 @@ constexpr int short_row_blocks() {
   return chunks.all == 3 ? 5 : chunks.backward ? 6 : 8;
 }
 
+// Whether a block has so many rows at most for each element of a chunk.
+constexpr bool rows_fit(int most) {
+  for (int dim = 1; dim < kMostShortRowThreads; dim++)
+    if ((threads_for_short_rows(dim) - 1) / dim > most) return false;
+  return true;
+}
+
 template <class Op>
 __global__ void __launch_bounds__(kMostShortRowThreads, short_row_blocks<Op>())
     short_row_kernel(const __grid_constant__ typename Op::template Args<false> args) {
-  // Rows shorter than a chunk have blocks of kShortRowThreads.
+  static_assert(rows_fit(kShortRowThreads));
   __shared__ union Rows {
     typename ShortRows<Op, true>::Row gapless[kShortRowThreads * Op::kElements];
     typename ShortRows<Op, false>::Row others[kShortRowThreads];

@@ -36,13 +36,15 @@ struct Folded {
 
 // The vectors of a row that one thread holds at a time. staged: what the reduction does not need waits in shared
 // memory, since its registers are worth another block on the multiprocessor; a warp reads only what it has copied there
-// itself, which takes no barrier of the block.
+// itself, which takes no barrier of the block. Or the last vectors of one operand are parked there (parked_vectors), of
+// which a thread reads its own; what it reads of one that the row has not is neither summed nor stored.
 template <class Op, int vectors, Sharing sharing, Reading reading, bool staged>
 struct Tile {
   static constexpr int N = Op::kElements;
   static constexpr bool kShifted = kIsShifted<reading>, kKept = reading == Reading::Kept;
   static constexpr int kHeld = vectors - parked_vectors(sharing, vectors, Op::kChunks);
   using Held = typename Op::template Held<N, kShifted, kFromBegin<Op, sharing, reading>>;
+  static_assert(kHeld == vectors || (Op::kChunks.all == 1 && !staged && !kShifted), "a chunk for each vector");
   Held held[kHeld];
 
   // All loads before the first use: what stands between two loads keeps the second one waiting.
