@@ -278,11 +278,11 @@ constexpr bool rows_fit(int most) {
     if ((threads_for_short_rows(dim) - 1) / dim > most) return false;
   return true;
 }
+static_assert(rows_fit(kShortRowThreads), "the kernel's places for rows");
 
 template <class Op>
 __global__ void __launch_bounds__(kMostShortRowThreads, short_row_blocks<Op>())
     short_row_kernel(const __grid_constant__ typename Op::template Args<false> args) {
-  static_assert(rows_fit(kShortRowThreads));
   __shared__ union Rows {
     typename ShortRows<Op, true>::Row gapless[kShortRowThreads * Op::kElements];
     typename ShortRows<Op, false>::Row others[kShortRowThreads];
