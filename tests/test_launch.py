@@ -75,6 +75,18 @@ def test_which_rows_are_short():
             assert (srmsnorm.launch_plan(dim, dtype)["vectors"] == 0) == short, (dtype, dim)
 
 
+def test_backward_of_one_block():
+    """Four vectors a thread up to 1280 of a row, from there eight."""
+    for dtype, dim in ((BFLOAT, 10_240), (FLOAT, 5120), (DOUBLE, 2560)):
+        for grad_sum in (False, True):
+            last, next = (
+                srmsnorm.launch_plan(dim + more, dtype, backward=True, grad_sum=grad_sum)
+                for more in (0, 16 // dtype.itemsize)
+            )
+            assert (last["threads_per_row"], last["vectors"]) == (320, 4)
+            assert (next["threads_per_row"], next["vectors"]) == (192, 8)
+
+
 @pytest.mark.parametrize(("kind", "options"), FORWARD + BACKWARD, ids=label)
 def test_every_dim_is_covered(kind, options):
     for dim in [*range(1, 70_001 if kind in (Kind(BFLOAT), Kind(FLOAT, FLOAT)) else 9_001), *POWERS]:
