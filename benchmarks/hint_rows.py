@@ -1,13 +1,14 @@
 """The row that the table of hints (csrc/cuda/hints.h) should have for a GPU, chosen from times.
 
-A row says whether what is read is ``kept`` in the L2, whether blocks are kept ``apart``, whether a wider y is
-``streamed``, how many MB ahead rows are prefetched (``balanced``, ``reading``, ``mostly`` and ``bytes``, by what a call
-moves), and whether those of one ``blocks`` are too. ``kept`` and ``apart`` are chosen together; every other hint by
-operations of its own, all others as the neutral row has them. A hint must earn its place: the mean over the cells is
-better by more than noise, and nowhere slower than the neutral row by more than a cell may vary.
+A row says whether what is read is ``kept`` in the L2, how blocks are kept ``apart``, whether a wider y is ``streamed``,
+how many MB ahead rows are prefetched (``balanced``, ``reading``, ``mostly`` and ``bytes``, by what a call moves), and
+whether those of one ``blocks`` are too. ``kept`` and ``apart`` are chosen together; every other hint by operations of
+its own, all others as the neutral row has them. A hint must earn its place: the mean over the cells is better by more
+than noise, and nowhere slower than the neutral row by more than a cell may vary.
 """
 
 import dataclasses
+import enum
 import math
 from dataclasses import dataclass
 
@@ -19,12 +20,20 @@ CELL = ["op", "dim"]
 WIDEST_OF_A_BLOCK = 16_384  # elements of 16 bits; wider rows take a cluster
 
 
+class Apart(enum.IntEnum):
+    """As in hints.h."""
+
+    Not = 0
+    ByWidth = 1
+    BySpeed = 2
+
+
 @dataclass(frozen=True)
 class Row:
     """As GpuClass in hints.h; the neutral row has the defaults."""
 
     kept: bool = False
-    apart: bool = False
+    apart: Apart = Apart.Not
     streamed: bool = False
     balanced: int = 2
     reading: int = 2
@@ -54,7 +63,8 @@ class Trial:
 
 
 NEUTRAL = Row()
-HINTS = [field.name for field in dataclasses.fields(Row)]
+TYPES = {field.name: type(field.default) for field in dataclasses.fields(Row)}
+HINTS = list(TYPES)
 PAIR = ("kept", "apart")
 TRIALS = {
     PAIR: Trial(("forward", "forward,residual", "forward,sum", "backward")),
@@ -86,7 +96,7 @@ def mean(ratios: pd.Series) -> float:
     return math.exp(ratios.map(math.log).mean()) if len(ratios) else 1.0
 
 
-def best_of(times: pd.DataFrame, hints: tuple[str, ...]) -> dict[str, bool | int]:
+def best_of(times: pd.DataFrame, hints: tuple[str, ...]) -> dict[str, bool | int | Apart]:
     """Of values that are as fast but for noise, those with fewer changes to the neutral row."""
     tried = times.loc[TRIALS[hints].cells(times), list(hints)].drop_duplicates().to_dict("records")
     means = {NEUTRAL: 1.0}
@@ -98,7 +108,7 @@ def best_of(times: pd.DataFrame, hints: tuple[str, ...]) -> dict[str, bool | int
     fast = [row for row in means if means[row] <= min(means.values()) * NOISE]
     changes = {row: sum(getattr(row, hint) != getattr(NEUTRAL, hint) for hint in hints) for row in fast}
     best = min(fast, key=lambda row: (changes[row], means[row]))
-    return {hint: getattr(best, hint) for hint in hints}
+    return {hint: TYPES[hint](getattr(best, hint)) for hint in hints}
 
 
 def choose(times: pd.DataFrame) -> Row:
@@ -106,11 +116,15 @@ def choose(times: pd.DataFrame) -> Row:
     return Row(**{hint: value for hints in TRIALS for hint, value in best_of(times, hints).items()})  # type: ignore[arg-type]
 
 
+def code_of(value: bool | int | Apart) -> str:
+    return f"Apart::{value.name}" if isinstance(value, Apart) else str(value).lower()
+
+
 def as_code(gpu: Gpu, row: Row) -> str:
     """As it stands in kMeasured, the bandwidth to three digits: a row is for what is within 5 % of it."""
     digits = len(str(gpu.bandwidth)) - 3
     bandwidth = round(gpu.bandwidth, -digits) if digits > 0 else gpu.bandwidth
-    values = [str(getattr(row, hint)).lower() for hint in HINTS]
+    values = [code_of(getattr(row, hint)) for hint in HINTS]
     return f"{{{gpu.capability}, {bandwidth}, {', '.join(values[:3])}, {{{', '.join(values[3:])}}}}}"
 
 
@@ -119,7 +133,7 @@ def gains(times: pd.DataFrame, row: Row) -> str:
     lines = []
     for hints in TRIALS:
         for op, found in ratios(times, row, hints).groupby(level="op", sort=False):
-            values = ", ".join(f"{hint} {str(getattr(row, hint)).lower()}" for hint in hints)
+            values = ", ".join(f"{hint} {code_of(getattr(row, hint))}" for hint in hints)
             lines.append([values, op, f"{100 * (1 - mean(found)):+.1f} %", f"{100 * (1 - found.max()):+.1f} %"])
     return pd.DataFrame(lines, columns=["hints", "op", "gain", "least, of a dim"]).to_markdown(index=False)
 

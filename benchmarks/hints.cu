@@ -27,8 +27,9 @@ std::vector<Timed> rows_to_time(const std::string& op, int64_t dim) {
   if (op == "forward,wide" || op == "forward,bytes") {
     if (!wide) also([](GpuClass& row) { row.ahead.blocks = true; });
   } else if (op != "backward,sum") {
-    for (auto [kept, apart] : {std::pair(false, true), {true, false}, {true, true}})
-      also([&, kept = kept, apart = apart](GpuClass& row) { row.kept = kept, row.apart = apart; });
+    for (bool kept : {false, true})
+      for (auto apart : {Apart::Not, Apart::ByWidth, Apart::BySpeed})
+        if (kept || apart != Apart::Not) also([&](GpuClass& row) { row.kept = kept, row.apart = apart; });
   }
   if (op == "forward") ahead(&Ahead::balanced, {0, 4});
   if (op == "forward,residual") ahead(&Ahead::reading, {0, 4});
@@ -92,8 +93,8 @@ float median(std::vector<float>& times) {
 
 void print(const GpuClass& row) {
   const Ahead& ahead = row.ahead;
-  std::printf("%d,%d,%d,%d,%d,%d,%d,%d", row.kept, row.apart, row.streamed, ahead.balanced, ahead.reading, ahead.mostly,
-              ahead.bytes, ahead.blocks);
+  std::printf("%d,%d,%d,%d,%d,%d,%d,%d", row.kept, static_cast<int>(row.apart), row.streamed, ahead.balanced,
+              ahead.reading, ahead.mostly, ahead.bytes, ahead.blocks);
 }
 
 // What the table has for this GPU.

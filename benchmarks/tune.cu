@@ -78,10 +78,12 @@ float time_of(const Call& call, Candidate& c) {
   hints.kept &= keeps;
   if (c.cluster == 1) hints.ahead = 0;
   constexpr bool gains = flat && Op::kChunks.late == 0;
+  if (gains && c.resident)
+    hints.apart = resident_blocks(row.apart, this_gpu(), call.space.dim, plan, traits_of<Op>(), traffic_of(call));
   bool kept = gains && hints.kept && has_instance(plan, Reading::Kept, true, Op::kChunks);
   c.launched = c.resident == kAsLaunched && c.kept == kept;
-  int needed = shared_bytes<Op>(plan, call.space.dim, gains && hints.apart && c.resident, this_gpu()).of_call;
-  int shared = c.resident > 0 ? std::max(needed, shared_bytes_for(c.resident, this_gpu())) : needed;
+  if (c.resident > 0) hints.apart = divided(c.resident);
+  int shared = shared_bytes<Op>(plan, hints.apart, this_gpu()).of_call;
   auto args = kernel_args<typename Op::Operands, typename Op::template Args<flat>>(call, plan, hints);
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
@@ -91,15 +93,13 @@ float time_of(const Call& call, Candidate& c) {
     return -1;
   }
   if (c.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster");
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(c.cluster), 1, 1};
+  LaunchAttributes launch_attributes(c.cluster, hints.apart, this_gpu());
   cudaLaunchConfig_t config{};
   config.gridDim = dim3((args.rows + c.rows - 1) / c.rows * c.cluster);
   config.blockDim = dim3(c.threads, c.rows);
   config.dynamicSmemBytes = shared;
-  config.attrs = &cluster;
-  config.numAttrs = c.cluster > 1;
+  config.attrs = launch_attributes.of;
+  config.numAttrs = launch_attributes.count;
   float us = median_us([&] { return cudaLaunchKernelEx(&config, kernel, args); });
   cudaGetLastError();  // a launch that is not possible leaves its error behind
   return us;

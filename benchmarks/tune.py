@@ -93,9 +93,9 @@ def read_hints(text: str) -> tuple[hint_rows.Gpu, hint_rows.Row, pd.DataFrame]:
     """What hints.cu prints: the GPU and its present row in one line, then a CSV."""
     first, rest = text.split("\n", 1)
     capability, bandwidth, *values = (int(number) for number in first.split(","))
-    types = {hint: type(getattr(hint_rows.NEUTRAL, hint)) for hint in hint_rows.HINTS}
-    present = hint_rows.Row(*(of(value) for of, value in zip(types.values(), values, strict=True)))
-    return hint_rows.Gpu(capability, bandwidth), present, pd.read_csv(io.StringIO(rest)).astype(types)
+    present = hint_rows.Row(*(of(value) for of, value in zip(hint_rows.TYPES.values(), values, strict=True)))
+    flags = {hint: bool for hint, of in hint_rows.TYPES.items() if of is bool}
+    return hint_rows.Gpu(capability, bandwidth), present, pd.read_csv(io.StringIO(rest)).astype(flags)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

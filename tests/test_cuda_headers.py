@@ -200,16 +200,55 @@ RESIDENT = """
 #include "{csrc}/cuda/hints.h"
 using namespace srmsnorm;
 constexpr Gpu gpu{{0, 90, 132, 228 << 10}};
-constexpr bool stand(int blocks, int asked) {{ return blocks * (shared_bytes_for(asked, gpu) + 1280) <= 228 << 10; }}
-template <int... blocks>
-constexpr bool just_so_many = ((stand(blocks, blocks) && !stand(blocks + 1, blocks)) && ...);
-static_assert(just_so_many<1, 2, 3, 4, 5, 6, 7, 8>);  // 1024 and 256 bytes: what a kernel has besides, and more
+constexpr bool stand(int blocks, int shared, int of) {{ return blocks * (shared + 1280) <= of; }}
+constexpr bool just_so_many(int blocks, int shared, int of) {{
+  return stand(blocks, shared, of) && !stand(blocks + 1, shared - 256, of);
+}}
+constexpr bool just_so_many_of_each() {{
+  for (int blocks = 1; blocks <= 8; blocks++)
+    if (!just_so_many(blocks, shared_bytes_for(blocks, gpu), gpu.shared_bytes)) return false;
+  for (int blocks = 1; blocks <= 9; blocks++)
+    if (!just_so_many(blocks, divided(blocks).shared_bytes, divided(blocks).of_multiprocessor)) return false;
+  return true;
+}}
+static_assert(just_so_many_of_each());  // 1024 and 0 to 256 bytes: what a kernel has besides
 static_assert(shared_bytes_for(1, gpu) <= 227 << 10);  // of one block
 constexpr Chunks reads(int input, int residual) {{ return chunks_of(ForwardOperands<int>{{input, residual}}); }}
 constexpr Chunks one = reads(2, 0), two = reads(2, 2), mixed = reads(2, 4);
-static_assert(resident_blocks(128, false, two, false) == 0 && resident_blocks(512, false, one, false) == 6);
-static_assert(resident_blocks(375, false, two, false) == 4 && resident_blocks(2048, false, two, false) == 1);
-static_assert(resident_blocks(375, false, mixed, true) == 3 && resident_blocks(2048, true, two, false) == 0);
+static_assert(blocks_by_width(128, false, two, false) == 0 && blocks_by_width(512, false, one, false) == 6);
+static_assert(blocks_by_width(375, false, two, false) == 4 && blocks_by_width(2048, false, two, false) == 1);
+static_assert(blocks_by_width(375, false, mixed, true) == 3 && blocks_by_width(2048, true, two, false) == 0);
+// Of an H100's and an H200's memory, two operands at dims 2048 to 16384 and one.
+constexpr Gpu of_speed(int64_t bandwidth) {{
+  Gpu gpu{{0, 90, 132, 228 << 10}};
+  gpu.bandwidth = 132 * 1000000 * bandwidth;
+  return gpu;
+}}
+constexpr Gpu h100 = of_speed(25400), h200 = of_speed(37250);
+constexpr int by_speed(const Gpu& gpu, int vectors, Chunks chunks) {{
+  return blocks_by_speed(16 * vectors * chunks.all, false, chunks, gpu);
+}}
+static_assert(by_speed(h200, 384, two) == 5 && by_speed(h200, 512, two) == 4 && by_speed(h200, 768, two) == 3);
+static_assert(by_speed(h200, 1024, two) == 3 && by_speed(h200, 1536, two) == 2 && by_speed(h200, 1 << 20, two) == 2);
+static_assert(by_speed(h200, 256, two) == 0 && by_speed(h200, 1024, one) == 0 && by_speed(h200, 512, mixed) == 3);
+static_assert(by_speed(h100, 512, two) == 3 && by_speed(h100, 1024, two) == 2);
+constexpr LaunchPlan block{{8, 256, 1, 2, 1}}, cluster{{8, 128, 1, 8, 16}};
+constexpr Resident resident(Apart apart, const LaunchPlan& plan, Chunks chunks, int vectors) {{
+  return resident_blocks(apart, h200, plan, {{2, chunks, false}}, vectors, 16 * vectors * chunks.all);
+}}
+constexpr bool is(Resident found, int blocks, int of_multiprocessor) {{
+  return found.blocks == blocks && found.of_multiprocessor == of_multiprocessor;
+}}
+static_assert(is(resident(Apart::Not, block, two, 512), 0, 0));
+static_assert(is(resident(Apart::BySpeed, block, two, 512), 4, 100 << 10));
+static_assert(is(resident(Apart::BySpeed, cluster, two, 1024), 0, 0));
+static_assert(is(resident(Apart::BySpeed, block, chunks_in_bytes(two), 512), 0, 0));
+static_assert(is(resident(Apart::ByWidth, block, two, 512), 3, 0));
+static_assert(is(resident(Apart::ByWidth, block, two, 128), 0, 0));
+// Parked vectors leave room for twice as many blocks as an H100 was measured with, which has no more of them.
+static_assert(is(resident(Apart::ByWidth, cluster, one, 1024), 4, 100 << 10));
+static_assert(is(resident(Apart::ByWidth, cluster, one, 2048), 2, 100 << 10));
+static_assert(is(resident(Apart::BySpeed, cluster, one, 1024), 0, 0));
 // A plan that knew the rows could change bits with them.
 static_assert(std::is_same_v<decltype(plan_launch), LaunchPlan(int64_t, int, Chunks, Alignment, const Gpu&)>);
 int main() {{}}
@@ -314,23 +353,23 @@ constexpr LaunchHints hints(const Gpu& gpu, int64_t dim, int read, int written, 
   auto plan = plan_launch(dim, 2, chunks_of(ForwardOperands<int>{{2}}), Alignment::Whole, with_clusters);
   return launch_hints(gpu, plan, {{rows, 2 * dim * read, 2 * dim * written, same, in_bytes}});
 }}
-constexpr bool is(LaunchHints hints, bool kept, bool apart) {{ return hints.kept == kept && hints.apart == apart; }}
 static_assert(hints(h100, 4096, 1, 2).streamed && !hints(h200, 4096, 1, 2).streamed);  // where it was measured
 static_assert(!hints(h100, 4096, 1, 2, 16).streamed);                                 // nor where it fits the L2
-constexpr bool everywhere(const Gpu& gpu, bool kept, bool apart) {{
+constexpr bool everywhere(const Gpu& gpu, bool kept) {{
   for (int64_t dim : {{64, 96, 2048, 4096, 6144, 8192, 16384}})
     for (int read : {{1, 2, 3}})
       for (int written : {{1, 2}}) {{
-        if (!is(hints(gpu, dim, read, written), kept, apart)) return false;
-        if (!is(hints(gpu, dim, read, written, 16), false, false)) return false;             // fits the L2
-        if (!is(hints(gpu, dim, read, written, 1 << 30, true), false, false)) return false;  // expanded
+        if (hints(gpu, dim, read, written).kept != kept) return false;
+        if (hints(gpu, dim, read, written, 16).kept) return false;             // fits the L2
+        if (hints(gpu, dim, read, written, 1 << 30, true).kept) return false;  // expanded
       }}
   return true;
 }}
-static_assert(everywhere(h100, true, true) && everywhere(h200, true, false));
+static_assert(everywhere(h100, true) && everywhere(h200, true));
+static_assert(class_of(h100).apart == Apart::ByWidth && class_of(h200).apart == Apart::BySpeed);
 constexpr bool nothing_elsewhere() {{
   for (const auto& gpu : others)
-    if (!everywhere(gpu, false, false)) return false;
+    if (!everywhere(gpu, false) || class_of(gpu).apart != Apart::Not) return false;
   return true;
 }}
 static_assert(nothing_elsewhere());

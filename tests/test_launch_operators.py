@@ -13,8 +13,8 @@ from test_launch import BACKWARD, FORWARD, KEYS, label
 import srmsnorm
 from srmsnorm import Gpu
 
-HINTS = {"kept", "apart", "streamed", "ahead", "tail"}
-KEPT = {"kept", "tail"}
+HINTS = {"kept", "apart", "shared_bytes", "streamed", "ahead", "tail"}
+KEPT, APART = {"kept", "tail"}, {"apart", "shared_bytes"}
 NO_ROWS = {"_library", "_gpu", "_launch_plan", "_srms_norm_backward"}  # the last is a choice of two others
 OPERATORS = sorted(
     {name.removeprefix("srmsnorm::") for name in torch._C._dispatch_get_all_op_names() if "srmsnorm::" in name}
@@ -172,13 +172,13 @@ def test_chunks_follow_from_the_dtypes():
 # What is taken of the row of a card: forward, with residual, with the sum, backward, a float y, a quantised one. The
 # last column, of cards that nobody has measured, is empty.
 TAKEN = [
-    ("srms_norm", {}, {*KEPT, "apart"}, KEPT),
-    ("srms_norm", {"residual_dtype": BFLOAT}, {*KEPT, "apart"}, KEPT),
-    ("add_srms_norm", {}, {*KEPT, "apart"}, KEPT),
-    ("add_srms_norm_", {}, {*KEPT, "apart"}, KEPT),
-    ("_srms_norm_backward_input", {}, {*KEPT, "apart"}, KEPT),
+    ("srms_norm", {}, {*KEPT, *APART}, KEPT),
+    ("srms_norm", {"residual_dtype": BFLOAT}, {*KEPT, *APART}, {*KEPT, *APART}),
+    ("add_srms_norm", {}, {*KEPT, *APART}, {*KEPT, *APART}),
+    ("add_srms_norm_", {}, {*KEPT, *APART}, {*KEPT, *APART}),
+    ("_srms_norm_backward_input", {}, {*KEPT, *APART}, {*KEPT, *APART}),
     ("_srms_norm_backward_input", {"grad_sum": True}, set(), set()),
-    ("_srms_norm_backward_pair", {"residual_dtype": FLOAT}, {*KEPT, "apart"}, KEPT),
+    ("_srms_norm_backward_pair", {"residual_dtype": FLOAT}, {*KEPT, *APART}, {*KEPT, *APART}),
     ("srms_norm", {"out_dtype": FLOAT}, {"streamed"}, {"ahead"}),
     ("srms_norm", {"out_dtype": HALF}, set(), set()),
     ("_srms_norm_backward_of_input", {}, set(), set()),
@@ -186,7 +186,7 @@ TAKEN = [
     ("gated_srms_norm", {}, set(), set()),
     ("_gated_srms_norm_backward", {}, set(), set()),
     ("srms_norm_quantized", {}, set(), {"ahead"}),
-    ("srms_norm_quantized", {"residual_dtype": BFLOAT}, {"apart"}, set()),
+    ("srms_norm_quantized", {"residual_dtype": BFLOAT}, APART, set()),
 ]
 
 
@@ -199,7 +199,21 @@ def test_hints_of_a_card(operator, options, on_h100, on_h200):
         assert hints(operator, 4096, gpu=gpu, rows=16, **options) == set()
     anywhere = {**options, "aligned": False}
     for gpu in (H100, H200):
-        assert not hints(operator, 4096, gpu=gpu, **anywhere) & {*KEPT, "apart", "ahead"}
+        assert not hints(operator, 4096, gpu=gpu, **anywhere) & {*KEPT, *APART, "ahead"}
+
+
+def test_blocks_are_kept_apart():
+    """On an H100 by the width of a row, on an H200 by the speed of its memory; parked vectors on an H100 alone."""
+
+    def apart(dim, *args, **options):
+        found = [plan("srms_norm", dim, BFLOAT, *args, gpu=gpu, **options) for gpu in (H100, H200)]
+        assert all((each["shared_bytes"] > 0) == (each["apart"] > 0) for each in found)
+        return [each["apart"] for each in found]
+
+    assert apart(4096, BFLOAT) == [3, 4] and apart(4096) == [6, 0]
+    assert apart(512, BFLOAT) == apart(2048, BFLOAT) == [0, 0]
+    assert apart(65_536, BFLOAT) == [4, 0] and apart(262_144, BFLOAT) == [0, 0]
+    assert apart(131_072) == apart(131_072, out_dtype=FLOAT) == [4, 0]  # parked
 
 
 def test_clusters_are_prefetched():

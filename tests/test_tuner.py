@@ -9,7 +9,7 @@ import torch
 from benchmark_samples import BENCHMARKS
 
 from benchmarks import hint_rows
-from benchmarks.hint_rows import Gpu, Row
+from benchmarks.hint_rows import Apart, Gpu, Row
 
 DIMS = (96, 4096, 28_672, 65_536)
 CARD = Gpu(90, 25_396)
@@ -24,7 +24,7 @@ def rows_of_trials(op, dim):
         if not trial.cells(pd.DataFrame({"op": [op], "dim": [dim]})).item():
             continue
         if hints == hint_rows.PAIR:
-            yield from (Row(kept, apart) for kept, apart in itertools.product((False, True), repeat=2) if kept or apart)
+            yield from (Row(kept, apart) for kept, apart in itertools.product((False, True), Apart) if kept or apart)
         else:
             yield from (Row(**{hints[0]: value}) for value in VALUES[hints[0]])
 
@@ -42,16 +42,17 @@ def measured(gains=None, cells=None):
     return frame.sample(frac=1, random_state=0)  # no order is relied on
 
 
-KEPT, APART, STREAMED = ("kept", True), ("apart", True), ("streamed", True)
+KEPT, APART, STREAMED = ("kept", True), ("apart", Apart.ByWidth), ("streamed", True)
 
 
 @pytest.mark.parametrize(
     ("gains", "row"),
     [
-        ({KEPT: 0.01, APART: 0.005, STREAMED: 0.1}, Row(True, True, True)),
+        ({KEPT: 0.01, APART: 0.005, STREAMED: 0.1}, Row(True, Apart.ByWidth, True)),
         ({KEPT: 0.01, APART: -0.04, STREAMED: -0.02}, Row(kept=True)),
         ({KEPT: -0.06, APART: -0.04}, Row()),
-        ({KEPT: -0.01, APART: 0.02, STREAMED: 0.03}, Row(False, True, True)),
+        ({KEPT: -0.01, APART: 0.02, STREAMED: 0.03}, Row(False, Apart.ByWidth, True)),
+        ({KEPT: 0.01, APART: 0.005, ("apart", Apart.BySpeed): 0.01}, Row(True, Apart.BySpeed)),
         ({("bytes", 4): 0.03, ("bytes", 0): 0.04, ("balanced", 4): -0.03}, Row(bytes=0)),
         ({("reading", 0): 0.02, ("mostly", 0): 0.01, ("mostly", 2): 0.02}, Row(reading=0, mostly=2)),
         ({("blocks", True): 0.02, ("balanced", 4): 0.01}, Row(balanced=4, blocks=True)),
@@ -65,10 +66,10 @@ def test_the_row_is_chosen(gains, row):
 
 def test_a_row_that_loses_anywhere_is_none():
     """A mean that wins does not excuse a dim that loses more than a cell varies; a little it may."""
-    lost = {(Row(True, apart), "backward", 96): -0.03 for apart in (False, True)}
-    assert hint_rows.choose(measured({KEPT: 0.02, APART: 0.01}, cells=lost)) == Row(apart=True)
+    lost = {(Row(True, apart), "backward", 96): -0.03 for apart in Apart}
+    assert hint_rows.choose(measured({KEPT: 0.02, APART: 0.01}, cells=lost)) == Row(apart=Apart.ByWidth)
     noise = dict.fromkeys(lost, -0.005)
-    assert hint_rows.choose(measured({KEPT: 0.02, APART: 0.01}, cells=noise)) == Row(True, True)
+    assert hint_rows.choose(measured({KEPT: 0.02, APART: 0.01}, cells=noise)) == Row(True, Apart.ByWidth)
 
 
 def test_what_was_not_measured_is_not_gained():
@@ -97,9 +98,9 @@ def test_what_launches_the_same_is_not_timed():
 
 def test_the_row_as_code():
     """What is printed stands in the table as it is."""
-    h100 = "{90, 25400, true, true, true, {2, 2, 4, 4, false}}"
-    assert hint_rows.as_code(Gpu(90, 25_396), Row(True, True, True, bytes=4)) == h100
-    neutral = "false, false, false, {2, 2, 4, 2, false}}"
+    h100 = "{90, 25400, true, Apart::ByWidth, true, {2, 2, 4, 4, false}}"
+    assert hint_rows.as_code(Gpu(90, 25_396), Row(True, Apart.ByWidth, True, bytes=4)) == h100
+    neutral = "false, Apart::Not, false, {2, 2, 4, 2, false}}"
     assert hint_rows.as_code(Gpu(120, 9_870), Row()) == "{120, 9870, " + neutral
     table = (BENCHMARKS.parent / "csrc/cuda/hints.h").read_text()
     assert h100 in table and "kUnmeasured{0, 0, " + neutral in table
@@ -107,13 +108,15 @@ def test_the_row_as_code():
 
 def test_the_report():
     times = measured({KEPT: 0.02, APART: -0.01, STREAMED: 0.1})
-    there = hint_rows.report(times, CARD, Row(True, False, True))
-    assert "{90, 25400, true, false, true, {2, 2, 4, 2, false}}" in there
+    there = hint_rows.report(times, CARD, Row(True, Apart.Not, True))
+    assert "{90, 25400, true, Apart::Not, true, {2, 2, 4, 2, false}}" in there
     assert there.endswith("The table has it already.")
     gain = [line for line in there.splitlines() if "| backward " in line][0]
     assert gain.count("+2.0 %") == 2 and "+10.0 %" in there
-    other = hint_rows.report(times, CARD, Row(False, True))
-    assert "another for this GPU, {90, 25400, false, true, false, {2, 2, 4, 2, false}}, which takes +" in other
+    other = hint_rows.report(times, CARD, Row(False, Apart.ByWidth))
+    assert (
+        "another for this GPU, {90, 25400, false, Apart::ByWidth, false, {2, 2, 4, 2, false}}, which takes +" in other
+    )
     assert "-1.0 %" in other.split("another for this GPU")[1]
     assert "needs no row" in hint_rows.report(measured(), CARD, Row())
 

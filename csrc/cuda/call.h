@@ -97,14 +97,6 @@ constexpr bool writes_wide(const ForwardArgs& call) {
   return call.output.data && size_of(call.output.dtype) > size_of(call.input.dtype);
 }
 
-// What a plan and its hints ask of an Op: the bytes of an element of the main operand, the chunks that a thread reads,
-// and whether an operand beside it is wider (asked of no Op with few instances).
-struct OpTraits {
-  int element_size;
-  Chunks chunks;
-  bool mixed;
-};
-
 // Of the Op that the launcher has.
 template <class Op>
 constexpr OpTraits traits_of() {
@@ -140,10 +132,11 @@ struct Launch {
   LaunchHints hints;  // that it takes
 };
 
-// Blocks at a time on a multiprocessor where they are kept apart; 0: any.
-constexpr int resident_blocks(int64_t dim, const LaunchPlan& plan, const OpTraits& op) {
+// Of a call that moves more than any L2 holds.
+constexpr Resident resident_blocks(Apart apart, const Gpu& gpu, int64_t dim, const LaunchPlan& plan, const OpTraits& op,
+                                   const Traffic& traffic) {
   int vectors = ceil_div(std::min<int64_t>(dim / plan.vector_elements, INT32_MAX), plan.cluster);
-  return resident_blocks(vectors, plan.cluster > 1, op.chunks, op.mixed);
+  return resident_blocks(apart, gpu, plan, op, vectors, traffic.read * plan.rows_per_block / plan.cluster);
 }
 
 // Whether it writes at most half of what it reads: bytes of one operand, or rstd alone. Such a call is over before what
@@ -234,7 +227,8 @@ template <class Call>
 Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const GpuClass& row) {
   const Chunks& chunks = op.chunks;
   auto plan = plan_launch(call.space.dim, op.element_size, chunks, alignment_of(call), gpu);
-  auto hints = launch_hints(gpu, row, plan, traffic_of(call));
+  auto traffic = traffic_of(call);
+  auto hints = launch_hints(gpu, row, plan, traffic);
   bool flat = !plan.edges && call.space.levels == 1 && has_instance(plan, reading_of(plan), true, chunks);
   bool gains = flat && !chunks.late && !chunks.gated && !chunks.few;
   if (!flat) plan = general_plan(plan, chunks);
@@ -246,7 +240,8 @@ Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const
   else if (flat && chunks.in_bytes)
     plan = over_fewer_blocks(plan, chunks);
   hints.kept = gains && hints.kept && has_instance(plan, Reading::Kept, true, chunks);
-  hints.apart = gains && hints.apart && resident_blocks(call.space.dim, plan, op) > 0;
+  if ((gains || parks(plan, chunks)) && is_large(traffic) && !traffic.repeats)
+    hints.apart = resident_blocks(row.apart, gpu, call.space.dim, plan, op, traffic);
   hints.streamed = hints.streamed && writes_wide(call);
   hints.tail = hints.kept ? hints.tail : 0;
   if (!prefetches(sharing_of(plan.cluster, plan.threads_per_row), flat, reading_of(plan), chunks)) hints.ahead = 0;

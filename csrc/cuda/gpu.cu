@@ -20,13 +20,17 @@ __global__ void __launch_bounds__(kMostThreads) probe() {}
 template <class... Args>
 using DriverFunction = CUresult (*)(Args...);
 
+bool driver_is(int version) {
+  int driver = 0;
+  return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= version;
+}
+
 struct Found {
   void* address = nullptr;
 
   Found(const char* name, int version) {
-    int driver = 0;  // asked first: to ask for a later version is an error, which would stay behind
     cudaDriverEntryPointQueryResult status;
-    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver >= version)
+    if (driver_is(version))  // to ask for a later version is an error, which would stay behind
       cudaGetDriverEntryPointByVersion(name, &address, version, cudaEnableDefault, &status);
   }
 
@@ -127,6 +131,11 @@ cudaError_t cuda::describe(int device, Gpu& gpu) {
   int64_t clock = int64_t{1000} * ask(cudaDevAttrMemoryClockRate);
   gpu.bandwidth = 2 * clock * ask(cudaDevAttrGlobalMemoryBusWidth) / 8;  // twice a clock
   return error;
+}
+
+bool cuda::takes_carveout() {
+  static const bool yes = driver_is(12080);
+  return yes;
 }
 
 const char* cuda::text_of(cudaError_t error) {

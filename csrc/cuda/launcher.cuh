@@ -62,16 +62,13 @@ struct SharedBytes {
 };
 
 template <class Op>
-SharedBytes shared_bytes(const LaunchPlan& plan, int64_t dim, bool apart, const Gpu& gpu) {
+SharedBytes shared_bytes(const LaunchPlan& plan, const Resident& apart, const Gpu& gpu) {
   if (plan.cluster > 1 && !plan.twice && Op::kChunks.late > 0) {
     int most = stage_bytes(Op::kChunks.late, plan.vectors, max_cluster_threads(Op::kChunks, plan.vectors));
     return {stage_bytes(Op::kChunks.late, plan.vectors, plan.threads_per_row), most};
   }
-  if (plan.cluster > 1)
-    if (int parked = parked_bytes(Op::kChunks, plan.vectors, plan.threads_per_row))
-      return {parked, parked_bytes(Op::kChunks, plan.vectors, max_cluster_threads(Op::kChunks, plan.vectors))};
-  int blocks = apart ? resident_blocks(dim, plan, traits_of<Op>()) : 0;
-  return blocks ? SharedBytes{shared_bytes_for(blocks, gpu), shared_bytes_for(1, gpu)} : SharedBytes{0, 0};
+  int parked = parks(plan, Op::kChunks) ? parked_bytes(Op::kChunks, plan.vectors, plan.threads_per_row) : 0;
+  return {std::max(parked, apart.shared_bytes), shared_bytes_for(1, gpu)};
 }
 
 template <class Args>
@@ -82,9 +79,27 @@ dim3 block_of(const LaunchPlan& plan, const Args& args) {
   return dim3(plan.threads_per_row, plan.rows_per_block);
 }
 
+// Of a launch: a cluster, and how much of the L1 is shared memory. Only what it needs: even a cluster of one slows the
+// issue of blocks, 347 us for 258 at dim 2048.
+struct LaunchAttributes {
+  cudaLaunchAttribute of[2]{};
+  unsigned count = 0;
+
+  LaunchAttributes(int cluster, const Resident& apart, const Gpu& gpu) {
+    if (cluster > 1) {
+      of[count].id = cudaLaunchAttributeClusterDimension;
+      of[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    }
+    if (apart.of_multiprocessor && cuda::takes_carveout()) {
+      of[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+      of[count++].val.sharedMemCarveout = apart.of_multiprocessor / (gpu.shared_bytes / 100);  // percent
+    }
+  }
+};
+
 template <class Args>
 cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& plan, SharedBytes shared,
-                      const Gpu& gpu, cudaStream_t stream) {
+                      const Resident& apart, const Gpu& gpu, cudaStream_t stream) {
   int64_t blocks = (args.rows + plan.rows_per_block - 1) / plan.rows_per_block * plan.cluster;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   auto set = [&](CUfunction_attribute attribute, int value) {
@@ -100,11 +115,9 @@ cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& 
   config.blockDim = block_of(plan, args);
   config.dynamicSmemBytes = shared.of_call;
   config.stream = stream;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(plan.cluster), 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = plan.cluster > 1;  // even a cluster of one slows the issue of blocks: 347 us for 258 at dim 2048
+  LaunchAttributes attributes(plan.cluster, apart, gpu);
+  config.attrs = attributes.of;
+  config.numAttrs = attributes.count;
   // Programmatic dependent launch is left out: at 1 x 4096 a norm after a norm took 1.20 us for 1.62, but a norm after
   // a kernel that knows nothing of it took 0.03 us more, at 64 x 4096 0.22 us more.
   return cudaLaunchKernelEx(&config, kernel, args);
@@ -115,9 +128,9 @@ template <class Op>
 cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, const GpuClass& row, cudaStream_t stream) {
   static_assert(every_plan_has_an_instance(Op::kChunks) && every_folded_row_has_an_instance(Op::kChunks));
   auto [plan, flat, folded, hints] = choose_launch(call, traits_of<Op>(), gpu, row);
-  auto shared = shared_bytes<Op>(plan, call.space.dim, hints.apart, gpu);
-  auto launched = [&, &plan = plan](auto kernel, const auto& args) {
-    return launch_as(kernel, args, plan, shared, gpu, stream);
+  auto shared = shared_bytes<Op>(plan, hints.apart, gpu);
+  auto launched = [&, &plan = plan, &hints = hints](auto kernel, const auto& args) {
+    return launch_as(kernel, args, plan, shared, hints.apart, gpu, stream);
   };
   auto args_for = [&, &plan = plan, &hints = hints]<bool is_flat>() {
     return kernel_args<typename Op::Operands, typename Op::template Args<is_flat>>(call, plan, hints);

@@ -120,6 +120,10 @@ constexpr int parked_vectors(Sharing sharing, int vectors, Chunks chunks) {
   return sharing == Sharing::Blocks && vectors == 8 && chunks.all == 1 && !chunks.in_bytes ? 4 : 0;
 }
 
+constexpr bool parks(const LaunchPlan& plan, Chunks chunks) {
+  return plan.cluster > 1 && parked_vectors(Sharing::Blocks, plan.vectors, chunks) > 0;
+}
+
 constexpr int parked_bytes(Chunks chunks, int vectors, int threads) {
   return 16 * parked_vectors(Sharing::Blocks, vectors, chunks) * threads;
 }
