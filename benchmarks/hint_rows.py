@@ -63,8 +63,8 @@ class Trial:
 
 
 NEUTRAL = Row()
-TYPES = {field.name: type(field.default) for field in dataclasses.fields(Row)}
-HINTS = list(TYPES)
+HINTS = [field.name for field in dataclasses.fields(Row)]
+TYPES = {hint: type(getattr(NEUTRAL, hint)) for hint in HINTS}
 PAIR = ("kept", "apart")
 TRIALS = {
     PAIR: Trial(("forward", "forward,residual", "forward,sum", "backward")),

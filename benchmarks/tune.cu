@@ -24,7 +24,7 @@ constexpr int kAsLaunched = -1;
 template <class Op, Sharing sharing, bool flat, Reading reading, int... vectors>
 Kernel<Op, flat> kernel_with(int wanted) {
   Kernel<Op, flat> found = nullptr;
-  ((vectors == wanted ? found = row_kernel<Op, vectors, sharing, flat, reading> : nullptr), ...);
+  ((vectors == wanted ? found = kInstanceFor<Op, vectors, sharing, flat, reading> : nullptr), ...);
   return found;
 }
 

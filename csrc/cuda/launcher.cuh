@@ -17,7 +17,7 @@ template <class Op, bool flat, Reading reading, size_t i>
 void find_instance(const LaunchPlan& plan, Kernel<Op, flat>& found) {
   constexpr Instance instance = kInstances[i];
   if constexpr (instance.is_for(Op::kChunks, reading, flat))
-    if (holds(instance, plan)) found = row_kernel<Op, instance.vectors, instance.sharing, flat, reading>;
+    if (holds(instance, plan)) found = kInstanceFor<Op, instance.vectors, instance.sharing, flat, reading>;
 }
 
 template <class Op, bool flat, Reading reading>
