@@ -78,11 +78,15 @@ float time_of(const Call& call, Candidate& c) {
   hints.kept &= keeps;
   if (c.cluster == 1) hints.ahead = 0;
   constexpr bool gains = flat && Op::kChunks.late == 0;
-  if (gains && c.resident)
+  if ((gains || parks(plan, Op::kChunks)) && c.resident)
     hints.apart = resident_blocks(row.apart, this_gpu(), call.space.dim, plan, traits_of<Op>(), traffic_of(call));
   bool kept = gains && hints.kept && has_instance(plan, Reading::Kept, true, Op::kChunks);
   c.launched = c.resident == kAsLaunched && c.kept == kept;
-  if (c.resident > 0) hints.apart = divided(c.resident);
+  bool by_width = row.apart == Apart::ByWidth;
+  if (c.resident > 0)
+    hints.apart =
+        by_width ? Resident{c.resident, shared_bytes_for(c.resident, this_gpu()), 0} : divided(c.resident, this_gpu());
+  hints.apart = as_driver_can(hints.apart);
   int shared = shared_bytes<Op>(plan, hints.apart, this_gpu()).of_call;
   auto args = kernel_args<typename Op::Operands, typename Op::template Args<flat>>(call, plan, hints);
   cudaFuncAttributes attributes;

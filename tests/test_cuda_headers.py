@@ -208,10 +208,14 @@ constexpr bool just_so_many_of_each() {{
   for (int blocks = 1; blocks <= 8; blocks++)
     if (!just_so_many(blocks, shared_bytes_for(blocks, gpu), gpu.shared_bytes)) return false;
   for (int blocks = 1; blocks <= 9; blocks++)
-    if (!just_so_many(blocks, divided(blocks).shared_bytes, divided(blocks).of_multiprocessor)) return false;
+    if (!just_so_many(blocks, divided(blocks, gpu).shared_bytes, divided(blocks, gpu).of_multiprocessor)) return false;
   return true;
 }}
 static_assert(just_so_many_of_each());  // 1024 and 0 to 256 bytes: what a kernel has besides
+constexpr Gpu small{{0, 120, 170, 100 << 10}};  // in whose L1 blocks divide all, and none asks for more than it may
+static_assert(divided(1, small).of_multiprocessor == 100 << 10 && divided(2, small).shared_bytes > 40 << 10);
+static_assert(just_so_many(1, divided(1, small).shared_bytes, 100 << 10));
+static_assert(divided(1, small).shared_bytes <= shared_bytes_for(1, small));
 static_assert(shared_bytes_for(1, gpu) <= 227 << 10);  // of one block
 constexpr Chunks reads(int input, int residual) {{ return chunks_of(ForwardOperands<int>{{input, residual}}); }}
 constexpr Chunks one = reads(2, 0), two = reads(2, 2), mixed = reads(2, 4);
@@ -232,7 +236,8 @@ static_assert(by_speed(h200, 384, two) == 5 && by_speed(h200, 512, two) == 4 && 
 static_assert(by_speed(h200, 1024, two) == 3 && by_speed(h200, 1536, two) == 2 && by_speed(h200, 1 << 20, two) == 2);
 static_assert(by_speed(h200, 256, two) == 0 && by_speed(h200, 1024, one) == 0 && by_speed(h200, 512, mixed) == 3);
 static_assert(by_speed(h100, 512, two) == 3 && by_speed(h100, 1024, two) == 2);
-constexpr LaunchPlan block{{8, 256, 1, 2, 1}}, cluster{{8, 128, 1, 8, 16}};
+static_assert(by_speed(Gpu{{}}, 512, two) == 0);  // of which the driver does not tell the speed
+constexpr LaunchPlan block{{8, 256, 1, 2, 1}}, cluster{{8, 128, 1, 8, 16}}, wide{{8, 160, 1, 8, 16}};
 constexpr Resident resident(Apart apart, const LaunchPlan& plan, Chunks chunks, int vectors) {{
   return resident_blocks(apart, h200, plan, {{2, chunks, false}}, vectors, 16 * vectors * chunks.all);
 }}
@@ -247,7 +252,8 @@ static_assert(is(resident(Apart::ByWidth, block, two, 512), 3, 0));
 static_assert(is(resident(Apart::ByWidth, block, two, 128), 0, 0));
 // Parked vectors leave room for twice as many blocks as an H100 was measured with, which has no more of them.
 static_assert(is(resident(Apart::ByWidth, cluster, one, 1024), 4, 100 << 10));
-static_assert(is(resident(Apart::ByWidth, cluster, one, 2048), 2, 100 << 10));
+static_assert(is(resident(Apart::ByWidth, wide, one, 1280), 3, 100 << 10));
+static_assert(blocks_of_parked(96) == 6 && blocks_of_parked(256) == 2 && blocks_of_parked(512) == 1);
 static_assert(is(resident(Apart::BySpeed, cluster, one, 1024), 0, 0));
 // A plan that knew the rows could change bits with them.
 static_assert(std::is_same_v<decltype(plan_launch), LaunchPlan(int64_t, int, Chunks, Alignment, const Gpu&)>);

@@ -64,7 +64,7 @@ def test_number_of_rows(device, kind):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_many_rows(cuda, kind):
     """Launches for thousands of rows give the bits of launches for one. But for two, they move more than the L2
-    holds."""
+    holds, and their blocks are kept apart where that is faster."""
     for dim, rows in (
         (8, 2**17),
         (9, 2**17),
@@ -75,8 +75,10 @@ def test_many_rows(cuda, kind):
         (768, 2**16 + 64),
         (1024, 2**15 + 64),
         (4096, 2**13 + 16),
+        (10_240, 2**12 + 16),
         (16_384, 2**11 + 16),
         (65_536, 2**9 + 16),
+        (131_072, 2**9 + 16),
     ):
         whole = operands(kind, (rows, dim), cuda)
         want = everything(*whole)

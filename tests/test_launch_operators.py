@@ -7,6 +7,7 @@ import json
 import pytest
 import samples
 import torch
+from captured import captured, launches
 from samples import BFLOAT, DOUBLE, FLOAT, HALF, Kind
 from test_launch import BACKWARD, FORWARD, KEYS, label
 
@@ -373,6 +374,18 @@ def calls(kind, shape, device):
     if kind.dtype != DOUBLE:
         yield "srms_norm_quantized", {}, lambda: ops.srms_norm_quantized(x)
         yield "add_srms_norm_quantized", beside, lambda: ops.add_srms_norm_quantized(x, s)
+
+
+@pytest.mark.parametrize("dim", [512, 4096, 10_240, 65_536])
+def test_blocks_of_a_captured_call_are_apart(cuda, dim, plain_memory):
+    """By the shared memory that the plan tells; with the bits of the call."""
+    input, residual = (torch.randn(2**25 // dim, dim, device=cuda).to(BFLOAT) for _ in range(2))
+    want = srmsnorm.add_srms_norm(input, residual)
+    graph, got = captured(lambda: srmsnorm.add_srms_norm(input, residual))
+    (launch,) = launches(graph)
+    assert launch.shared == srmsnorm.launch_plan("add_srms_norm", dim, BFLOAT)["shared_bytes"]
+    graph.replay()
+    assert all(torch.equal(*pair) for pair in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("dim", [7, 100, 1000, 4096, 16_384, 65_536])

@@ -38,7 +38,7 @@ def rows_for(dim):
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize(
-    "kind", [Kind(BFLOAT), Kind(HALF, HALF), Kind(BFLOAT, FLOAT), Kind(FLOAT), Kind(DOUBLE)], ids=str
+    "kind", [Kind(BFLOAT), Kind(HALF), Kind(HALF, HALF), Kind(BFLOAT, FLOAT), Kind(FLOAT), Kind(DOUBLE)], ids=str
 )
 def test_forward(cuda, kind, aligned):
     for dim in families(kind, aligned):
@@ -148,7 +148,8 @@ def test_rows_by_level(cuda, kind):
 
 @pytest.mark.parametrize("kind", [Kind(BFLOAT, BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT, FLOAT)], ids=str)
 def test_rows_past_the_l2(cuda, kind):
-    """So many that they are kept in the L2, and that the last ones release it; the same 16 over and over."""
+    """So many that they are kept in the L2, and that the last ones release it; that blocks are kept apart; the same 16
+    over and over."""
 
     def many(values):
         return values.repeat(24_000_000 // values.numel(), 1)

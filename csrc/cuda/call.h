@@ -222,7 +222,7 @@ constexpr LaunchPlan over_fewer_blocks(LaunchPlan plan, Chunks chunks) {
 }
 
 // Who reads a chunk late, has a gate or few instances, or rows that lie anywhere, gains nothing from being kept or from
-// blocks apart.
+// blocks apart (but parked vectors leave room for more blocks than all cards want).
 template <class Call>
 Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const GpuClass& row) {
   const Chunks& chunks = op.chunks;

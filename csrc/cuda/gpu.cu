@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kMostThreads) probe() {}
 template <class... Args>
 using DriverFunction = CUresult (*)(Args...);
 
-bool driver_is(int version) {
+bool driver_has(int version) {
   int driver = 0;
   return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= version;
 }
@@ -30,7 +30,7 @@ struct Found {
 
   Found(const char* name, int version) {
     cudaDriverEntryPointQueryResult status;
-    if (driver_is(version))  // to ask for a later version is an error, which would stay behind
+    if (driver_has(version))  // to ask for a later version is an error, which would stay behind
       cudaGetDriverEntryPointByVersion(name, &address, version, cudaEnableDefault, &status);
   }
 
@@ -134,7 +134,7 @@ cudaError_t cuda::describe(int device, Gpu& gpu) {
 }
 
 bool cuda::takes_carveout() {
-  static const bool yes = driver_is(12080);
+  static const bool yes = driver_has(12080);
   return yes;
 }
 

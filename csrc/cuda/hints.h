@@ -37,7 +37,8 @@ struct GpuClass {
 // Apart: by width an H100 gains 0.4 to 2 %, and an H200 loses up to 9 % (dim 6144, with residual, 404 us for 371). By
 // speed an H200, us as they fit and apart, dims 4096 / 6144 / 8192 / 12288 / 16384: with residual 371 367, 371 368, 372
 // 370, 370 372, 372 370; with sum 510 507, 509 507, 511 509, 509 510, 512 513; backward 370 367, 371 368, 371 369, 371
-// 372, 374 372. What it makes of an H100's speed is, but for one block more or less, what by width is.
+// 372, 374 372. Of two operands in one block it makes of an H100's speed what by width is, or one
+// more or less.
 // A float y of 16-bit rows, two thirds of what is moved: H100, dims 64 to 131072, streamed .97 to .99 of the roof, else
 // .84 to .96; H200, 1 % slower.
 // Ahead, H100, dim 65536, forward / with residual / backward: 1.007 / 1.001 / 1.002 with 2 MB, 0.997 / 0.992 / 0.994
@@ -88,16 +89,18 @@ constexpr int blocks_by_width(int vectors, bool clustered, Chunks chunks, bool m
   return std::max(vectors < kBlockVectors ? 2 : 1, ceil_div(1400, vectors));
 }
 
-// Of vectors that are parked, no more blocks than there is room for where none are: what an H100 was measured with.
-constexpr int blocks_of_parked(int vectors) { return ceil_div(4096, vectors); }
+// Of parked vectors, as many blocks as there was room for when they stood in registers, of which a thread took 104:
+// what an H100 was measured with.
+constexpr int blocks_of_parked(int threads) { return std::max(1, 65536 / (104 * threads)); }
 
 // One that stores what it has, beside as many as read what the memory brings in 1.2 microseconds. H200, with residual,
 // of the time of as many as fit: dim 3072 0.99 with 5, 1.01 with 4; 4096 0.99 with 4, 1.02 with 3; 6144 0.99 with 3,
 // 1.08 with 2. Blocks so narrow that more than five are wanted gain nothing, nor where one operand is read (dim 16384,
 // 258 us for 256); rows of a cluster wait for each other and want all that fit.
 constexpr int blocks_by_speed(int64_t block_bytes, bool clustered, Chunks chunks, const Gpu& gpu) {
-  if (clustered || chunks.in_bytes || chunks.all == 1) return 0;
-  int blocks = 1 + ceil_div(bytes_of_a_microsecond(gpu) * 6 / 5, block_bytes);
+  int64_t ahead = bytes_of_a_microsecond(gpu) * 6 / 5;  // 0: the driver does not tell
+  if (ahead == 0 || clustered || chunks.in_bytes || chunks.all == 1) return 0;
+  int blocks = 1 + ceil_div(ahead, block_bytes);
   return blocks <= 5 ? blocks : 0;
 }
 
@@ -110,9 +113,9 @@ struct Resident {
 
 // Blocks that divide 100 KB. With all of the L1 as shared memory 28 KB are left to cache in, and an H200 takes 4 to 10
 // % longer. 8 KB stay free: with less, the driver (580) makes more of the L1 shared memory, and more blocks fit.
-constexpr Resident divided(int blocks) {
-  constexpr int kWhole = 100 << 10, kFree = 8 << 10;
-  return {blocks, (kWhole - kFree) / blocks - (1 << 10) - 128, kWhole};
+constexpr Resident divided(int blocks, const Gpu& gpu) {
+  int whole = std::min(100 << 10, gpu.shared_bytes), each = (whole - (8 << 10)) / blocks - (1 << 10) - 128;
+  return {blocks, std::min(each, shared_bytes_for(1, gpu)), whole};
 }
 
 // vectors: of a row that a block has.
@@ -124,12 +127,12 @@ constexpr Resident resident_blocks(Apart apart, const Gpu& gpu, const LaunchPlan
     case Apart::Not:
       return {};
     case Apart::ByWidth:
-      if (parks(plan, op.chunks)) return divided(blocks_of_parked(vectors));
+      if (parks(plan, op.chunks)) return divided(blocks_of_parked(plan.threads_per_row), gpu);
       blocks = blocks_by_width(vectors, clustered, op.chunks, op.mixed);
       return blocks ? Resident{blocks, shared_bytes_for(blocks, gpu), 0} : Resident{};
     case Apart::BySpeed:
       blocks = blocks_by_speed(block_bytes, clustered, op.chunks, gpu);
-      return blocks ? divided(blocks) : Resident{};
+      return blocks ? divided(blocks, gpu) : Resident{};
   }
   __builtin_unreachable();
 }
@@ -171,9 +174,8 @@ constexpr int megabytes_ahead(const Ahead& ahead, const Traffic& traffic) {
   return 2 * traffic.read > 3 * traffic.written ? ahead.reading : ahead.balanced;
 }
 
-// All that the plan alone decides, but for blocks apart. All but the prefetch of clusters are for large calls. The rows
-// that the tail releases are half an L2, as it keeps a line for each half of the GPU (an H200's next kernel waits for
-// none).
+// All hints but apart. All but the prefetch of clusters are for large calls. The rows that the tail releases are half
+// an L2, as it keeps a line for each half of the GPU (an H200's next kernel waits for none).
 constexpr LaunchHints launch_hints(const Gpu& gpu, const GpuClass& row, const LaunchPlan& plan,
                                    const Traffic& traffic) {
   LaunchHints hints{};

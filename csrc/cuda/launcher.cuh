@@ -79,6 +79,12 @@ dim3 block_of(const LaunchPlan& plan, const Args& args) {
   return dim3(plan.threads_per_row, plan.rows_per_block);
 }
 
+// Blocks are not kept apart where the driver does not know how: in all of the L1 they would be slower than all that
+// fit.
+inline Resident as_driver_can(const Resident& apart) {
+  return apart.of_multiprocessor && !cuda::takes_carveout() ? Resident{} : apart;
+}
+
 // Of a launch: a cluster, and how much of the L1 is shared memory. Only what it needs: even a cluster of one slows the
 // issue of blocks, 347 us for 258 at dim 2048.
 struct LaunchAttributes {
@@ -90,7 +96,7 @@ struct LaunchAttributes {
       of[count].id = cudaLaunchAttributeClusterDimension;
       of[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
     }
-    if (apart.of_multiprocessor && cuda::takes_carveout()) {
+    if (apart.of_multiprocessor) {
       of[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
       of[count++].val.sharedMemCarveout = apart.of_multiprocessor / (gpu.shared_bytes / 100);  // percent
     }
@@ -128,6 +134,7 @@ template <class Op>
 cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, const GpuClass& row, cudaStream_t stream) {
   static_assert(every_plan_has_an_instance(Op::kChunks) && every_folded_row_has_an_instance(Op::kChunks));
   auto [plan, flat, folded, hints] = choose_launch(call, traits_of<Op>(), gpu, row);
+  hints.apart = as_driver_can(hints.apart);
   auto shared = shared_bytes<Op>(plan, hints.apart, gpu);
   auto launched = [&, &plan = plan, &hints = hints](auto kernel, const auto& args) {
     return launch_as(kernel, args, plan, shared, hints.apart, gpu, stream);

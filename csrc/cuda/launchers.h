@@ -31,8 +31,8 @@ cudaError_t find_largest_cluster(cudaStream_t stream, Gpu& gpu);
 // Of a kernel. The runtime's own function would clear an error that somebody else has left for whoever looks next.
 cudaError_t set_attribute(const void* function, CUfunction_attribute attribute, int value, const Gpu& gpu);
 
-// Whether a launch may say how much of the L1 is to be shared memory. Drivers before CUDA 12.8 are not asked: some
-// refuse it.
+// Whether a launch may say how much of the L1 is to be shared memory. A driver of before CUDA 12.8 may not know the
+// attribute, and refuse the launch.
 bool takes_carveout();
 
 // What an error means. The runtime then forgets it, but for one that nothing mends.
