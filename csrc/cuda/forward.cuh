@@ -159,11 +159,11 @@ struct ForwardOp : Source, Epilogue {
 template <class T, class R>
 using Forward = ForwardOp<Source<T, R>, Normalized<Source<T, R>>>;
 
-// h of half takes the compiler twice the registers of what it is made of, 60 for 32 to 40, so that fewer blocks fit
-// (H200, 12288 1.011 of the roof for 0.963; 5120 to 16384 else 0.3 to 0.8 % slower). Fewer vectors lose more by it (128
-// 1.010 for 1.022).
+// h of half takes the compiler twice the registers of what it is made of, 60 for 32, so that fewer blocks fit: H200,
+// 12288 1.011 of the roof for 0.963 (5120 to 16384 else 0.3 to 0.8 % slower). Not of few rows, which are not kept: 64 x
+// 16384 3.56 us beside bfloat16's 3.44; nor of fewer vectors: 128 1.010 for 1.022.
 template <>
-struct OpOfInstance<Forward<half, void>, Sharing::Warps, 4> {
+struct OpOfInstance<Forward<half, void>, Sharing::Warps, 4, Reading::Kept> {
   using HalfAsRead = Source<half, void, false>;
   using type = ForwardOp<HalfAsRead, Normalized<HalfAsRead>>;
 };

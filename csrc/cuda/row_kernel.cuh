@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.t
 
 // The Op of an instance: the one that is asked for, or where so many vectors are better held otherwise, another of the
 // same arguments and results.
-template <class Op, Sharing sharing, int vectors>
+template <class Op, Sharing sharing, int vectors, Reading reading>
 struct OpOfInstance {
   using type = Op;
 };
@@ -224,6 +224,6 @@ struct OpOfInstance {
 // Of a row kernel's instance for an Op.
 template <class Op, int vectors, Sharing sharing, bool flat, Reading reading>
 constexpr auto kInstanceFor =
-    row_kernel<typename OpOfInstance<Op, sharing, vectors>::type, vectors, sharing, flat, reading>;
+    row_kernel<typename OpOfInstance<Op, sharing, vectors, reading>::type, vectors, sharing, flat, reading>;
 
 }  // namespace srmsnorm
