@@ -222,6 +222,7 @@ def test_clusters_are_prefetched():
     assert plan("_srms_norm_backward_input", 65_536, BFLOAT, grad_sum=True)["ahead"] == 10  # 4 MB beside few writes
     assert plan("_srms_norm_backward_input", 65_536, BFLOAT, grad_sum=True, gpu=H200)["ahead"] == 0
     assert plan("srms_norm", 65_536, gpu=A100)["ahead"] == 0
+    assert [plan("rstd", 65_536, gpu=gpu)["ahead"] for gpu in (H100, H200)] == [32, 32]  # writes no row
     wide = plan("gated_srms_norm", 65_536, gate_dtype=FLOAT), plan("gated_srms_norm", 65_536)
     quantized = "srms_norm_quantized"  # 4 MB of 128 KB where that was measured, and 2 MB elsewhere or of 256
     others = card(100, 148, 3996, 8192)
