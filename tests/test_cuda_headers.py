@@ -234,6 +234,7 @@ constexpr int by_speed(const Gpu& gpu, int vectors, Chunks chunks) {{
 }}
 static_assert(by_speed(h200, 384, two) == 5 && by_speed(h200, 512, two) == 4 && by_speed(h200, 768, two) == 3);
 static_assert(by_speed(h200, 1024, two) == 3 && by_speed(h200, 1536, two) == 2 && by_speed(h200, 1 << 20, two) == 2);
+static_assert(by_speed(h200, 400, two) == 5 && by_speed(h200, 640, two) == 4);  // of one microsecond 4 and 3
 static_assert(by_speed(h200, 256, two) == 0 && by_speed(h200, 1024, one) == 0 && by_speed(h200, 512, mixed) == 3);
 static_assert(by_speed(h100, 512, two) == 3 && by_speed(h100, 1024, two) == 2);
 static_assert(by_speed(Gpu{{}}, 512, two) == 0);  // of which the driver does not tell the speed
