@@ -112,10 +112,10 @@ def launch_plan(*args: Any, **options: Any) -> dict[str, Any]:
         ``rows_per_block``, each of its threads 16 bytes of the input or, in backward, of y.
         With a GPU also what the launch takes of the hints: ``kept`` (what is read stays in the L2 until the next rows
         take its place) and ``tail`` (so many rows at the end release what is kept of them, and of as many rows before),
-        ``apart`` (so many blocks at a time on a multiprocessor; 0: as many as fit, which an H200's driver of before
-        CUDA 12.8 makes of every number) and ``shared_bytes`` (that each of these takes to keep others away),
-        ``streamed`` (a wider y is stored as what the L2 need not keep), ``ahead`` (the row that many further on is
-        prefetched; 0: none); and ``gpu``.
+        ``apart`` (so many blocks at a time on a multiprocessor; 0: as many as fit, as on an H200 with a driver older
+        than CUDA 12.8 whatever this says) and ``shared_bytes`` (that each takes to keep others away), ``streamed`` (a
+        wider y is stored as what the L2 need not keep), ``ahead`` (the row that many further on is prefetched; 0:
+        none); and ``gpu``.
 
     Raises:
         ValueError: an operator that there is not, an option that it does not take, rows or a GPU that cannot be.

@@ -222,7 +222,7 @@ constexpr Chunks one = reads(2, 0), two = reads(2, 2), mixed = reads(2, 4);
 static_assert(blocks_by_width(128, false, two, false) == 0 && blocks_by_width(512, false, one, false) == 6);
 static_assert(blocks_by_width(375, false, two, false) == 4 && blocks_by_width(2048, false, two, false) == 1);
 static_assert(blocks_by_width(375, false, mixed, true) == 3 && blocks_by_width(2048, true, two, false) == 0);
-// Of an H100's and an H200's memory, two operands at dims 2048 to 16384 and one.
+// Of an H100's and an H200's memory.
 constexpr Gpu of_speed(int64_t bandwidth) {{
   Gpu gpu{{0, 90, 132, 228 << 10}};
   gpu.bandwidth = 132 * 1000000 * bandwidth;

@@ -221,7 +221,7 @@ struct OpOfInstance {
   using type = Op;
 };
 
-// Of a row kernel's instance for an Op.
+// The instance of the kernel for an Op.
 template <class Op, int vectors, Sharing sharing, bool flat, Reading reading>
 constexpr auto kInstanceFor =
     row_kernel<typename OpOfInstance<Op, sharing, vectors, reading>::type, vectors, sharing, flat, reading>;
