@@ -67,12 +67,12 @@ Levels merge(Operands operands, at::IntArrayRef leading) {
   return levels;
 }
 
-// As many as there is room for; several only where the rows' indices have 32 bits, which the kernels divide.
+// As many as there is room for; several only where the rows' indices have 31 bits, which the kernels divide.
 int levels_of_a_launch(int count, const int64_t* sizes) {
   int64_t rows = 1;
   for (int i = 0; i < std::min(count, kMaxLevels); i++) {
     rows *= sizes[i];
-    if (i > 0 && rows > UINT32_MAX) return i;
+    if (i > 0 && rows > INT32_MAX) return i;
   }
   return std::min(count, kMaxLevels);
 }

@@ -25,7 +25,7 @@ void for_each_block(RowSpace& space, c10::ArrayRef<TensorRows> operands, const T
                     c10::function_ref<void()> launch);
 
 // Calls launch with the arguments of the whole call, in one piece but for operands with more leading dimensions that do
-// not merge than kMaxLevels, or with 2^32 rows or more in several: what is left is looped over from outside.
+// not merge than kMaxLevels, or with 2^31 rows or more in several: what is left is looped over from outside.
 template <class Tensors, class Launch>
 void over_rows(const Tensors& tensors, Launch launch) {
   if (tensors.main().numel() == 0) return;

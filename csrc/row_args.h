@@ -37,7 +37,7 @@ auto with_type(DType dtype, F f) {
 constexpr int kMaxLevels = 4;
 
 // The rows that all operands of a call have in common. Level 0 is the innermost. In several levels there are fewer than
-// 2^32 rows.
+// 2^31 rows.
 struct RowSpace {
   int64_t rows = 0;
   int64_t dim = 0;  // elements in a row, at least 1

@@ -75,6 +75,44 @@ def check_compiles(program, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+DIVISIONS = """
+#include "{csrc}/cuda/index_divisor.cuh"
+#include <algorithm>
+using srmsnorm::IndexDivisor;
+constexpr uint32_t kLast = INT32_MAX;
+constexpr bool exact(uint32_t number, uint32_t index) {{
+  return IndexDivisor(number).quotient(index) == index / number;
+}}
+// At the ends of multiples of it, where a quotient that is off is seen first: the first, the last and some between.
+constexpr bool exact(uint32_t number) {{
+  uint32_t most = kLast / number;
+  for (uint32_t i = 0; i <= 8; i++)
+    for (uint32_t multiple : {{std::min(i, most), most / 8 * i, most - std::min(i, most)}}) {{
+      uint32_t index = multiple * number;
+      if (!exact(number, index) || !exact(number, index - (index > 0)) || !exact(number, kLast)) return false;
+    }}
+  return true;
+}}
+constexpr bool exact_near_powers_of_two() {{
+  for (int power = 1; power < 31; power++)
+    for (int off = -3; off <= 3; off++)
+      if (int64_t number = (int64_t{{1}} << power) + off; number > 1 && !exact(static_cast<uint32_t>(number)))
+        return false;
+  return exact(kLast) && exact(kLast - 1);
+}}
+constexpr bool exact_of_small_ones() {{
+  for (uint32_t number = 2; number < 300; number++)
+    if (!exact(number)) return false;
+  return exact(641) && exact(65521) && exact(1000003) && exact(715827883);
+}}
+static_assert(exact_near_powers_of_two() && exact_of_small_ones());
+"""
+
+
+def test_indices_are_divided_exactly(nvcc, tmp_path):
+    nvcc(DIVISIONS, "-ptx", to=tmp_path / "divisions.ptx")
+
+
 TABLE = """
 #include "{csrc}/cuda/call.h"
 using namespace srmsnorm;

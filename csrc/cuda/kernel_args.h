@@ -4,6 +4,7 @@
 
 #include "../row_args.h"
 #include "call.h"
+#include "index_divisor.cuh"
 
 namespace srmsnorm {
 
@@ -43,11 +44,12 @@ using join = typename Join<Lists...>::type;
 template <bool present, auto member>
 using OperandIf = std::conditional_t<present, OperandList<member>, OperandList<>>;
 
-// The size of a level. Indices of rows in several levels have 32 bits (layout.cpp), for which a multiplication by the
-// reciprocal is exact.
-struct LevelSize {
-  uint64_t reciprocal;  // 2^64 / value, rounded up
-  uint32_t value;       // at least 2 where there are several levels
+// Where a level ends that has others around it, which a row's index is divided by the level's size to know. Its rows'
+// indices have 31 bits (layout.cpp).
+template <int operands>
+struct LevelEnd {
+  IndexDivisor size;
+  int64_t steps[operands];  // elements from where the level would go on to where it begins again
 };
 
 // Of flat rows: in one level, beginning and ending at 16 bytes. The arguments of a launch are never in the constant
@@ -79,8 +81,7 @@ struct GeneralArgs : FlatArgs<first, operands, Accumulator> {
   int rows_per_block, places;  // used for short rows alone, as gapless: places of a row, for its chunks
   bool gapless;                // whether rows follow each other without gaps in all operands
   int levels;
-  LevelSize sizes[kMaxLevels];
-  int64_t strides[kMaxLevels][operands];
+  LevelEnd<operands> ends[kMaxLevels - 1];
 };
 
 // first: how many of the operands are loaded first.
@@ -122,10 +123,12 @@ Args kernel_args(const Call& call, const LaunchPlan& plan, const LaunchHints& hi
     args.places = plan.threads_per_row;
     args.gapless = reading_of(plan) == Reading::InParts && is_gapless(call);
     args.levels = space.levels;
-    for (int level = 0; level < space.levels; level++) {
-      auto size = static_cast<uint64_t>(space.sizes[level]);
-      args.sizes[level] = {UINT64_MAX / size + 1, static_cast<uint32_t>(size)};
-      Operands::each(call, [&](const Rows& rows, int i) { args.strides[level][i] = rows.strides[level]; });
+    for (int level = 0; level + 1 < space.levels; level++) {
+      auto& end = args.ends[level];
+      end.size = IndexDivisor(static_cast<uint32_t>(space.sizes[level]));
+      Operands::each(call, [&](const Rows& rows, int i) {
+        end.steps[i] = rows.strides[level + 1] - space.sizes[level] * rows.strides[level];
+      });
     }
   }
   return args;

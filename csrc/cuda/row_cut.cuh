@@ -10,28 +10,19 @@ template <class Args, int first, int end>
 struct RowOffsets {
   int64_t of[end - first];
 
+  // As if the innermost level went on, and a step for every level that has ended. Of few instructions: packed qkv of
+  // dims 64 to 256, H200, forward 0.98 of the roof; 0.83 with the index in each level, divided in 64 bits.
   __device__ __forceinline__ RowOffsets(const Args& args, int64_t row) {
-    if constexpr (!Args::kFlat) {
-      if (args.levels > 1) {
-        by_level(args, row);
-        return;
-      }
-    }
 #pragma unroll
     for (int i = first; i < end; i++) of[i - first] = row * args.of(i).stride;
-  }
-
-  __device__ __forceinline__ void by_level(const Args& args, int64_t row) {
-#pragma unroll
-    for (int i = first; i < end; i++) of[i - first] = 0;
-    uint32_t rest = static_cast<uint32_t>(row);
+    if constexpr (!Args::kFlat) {
+      uint32_t index = static_cast<uint32_t>(row);
 #pragma unroll 1
-    for (int level = 0; level < args.levels; level++) {
-      const auto& size = args.sizes[level];
-      uint32_t above = static_cast<uint32_t>(__umul64hi(size.reciprocal, rest));
+      for (int level = 0; level < args.levels - 1; level++) {
+        index = args.ends[level].size.quotient(index);
 #pragma unroll
-      for (int i = first; i < end; i++) of[i - first] += (rest - above * size.value) * args.strides[level][i];
-      rest = above;
+        for (int i = first; i < end; i++) of[i - first] += index * args.ends[level].steps[i];
+      }
     }
   }
 
