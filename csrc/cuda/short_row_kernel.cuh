@@ -144,8 +144,7 @@ struct ShortRows {
         for (int j = 0; j < N; j++)
           if (part.first <= j && j < last) elements[j] = row[offset + j];
       });
-    if constexpr (!Op::kCombines)
-      each_operand(held[0], []<class E>(auto&, const E*, E* elements) { stay_packed<N * sizeof(E)>(elements); });
+    each_operand(held[0], []<class E>(auto&, const E*, E* elements) { stay_packed<N * sizeof(E)>(elements); });
 #pragma unroll
     for (int j = 0; j < N; j++) {
       each_operand(held[j], [&]<class E>(auto& to, const E*, E* elements) { to.load(elements + j); });
@@ -191,11 +190,11 @@ struct ShortRows {
 
   // What the chunks have of a row is added by one thread, which makes of it what all of the row's elements need.
   __device__ __forceinline__ void reduce_row(int row, Op op) const {
-    int begin = gapless ? row * dim + phase : phase_of(row);
+    unsigned begin = gapless ? row * dim + phase : phase_of(row);  // to divide a signed one takes more instructions
     const Total* chunks = of_chunk + (gapless ? 0 : row * args.places);
     Total total = of_row[row].total;
 #pragma unroll 1
-    for (int i = begin / N + 1; i <= (begin + dim - 1) / N; i++) total += chunks[i];
+    for (unsigned i = begin / N + 1; i <= (begin + dim - 1) / N; i++) total += chunks[i];
     op.finish(total, args);
     op.store_row(args, first_row + row);
     of_row[row].scalars = op.scalars();
