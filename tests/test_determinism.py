@@ -180,16 +180,45 @@ def test_rows_alone(device, kind, layout):
             assert torch.equal(backward(g[i], y[i], rstd[i], gh[i]), grad[i])
 
 
-@pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT], ids=str)
-def test_short_whole_rows_anywhere(cuda, dtype):
-    """Rows of whole vectors that a part of a warp reads alone are cut from their begin on: not even their alignment
-    matters, nor that half the threads take those that are not aligned (but of 8 and 192 in 16 bits, and 384)."""
+ANYWHERE = [Kind(HALF), Kind(BFLOAT), Kind(FLOAT), Kind(HALF, HALF), Kind(BFLOAT, FLOAT), Kind(FLOAT, FLOAT)]
+MOVED = [(samples.misaligned, samples.misaligned), (samples.misaligned, samples.contiguous),
+         (samples.contiguous, samples.misaligned), (samples.padded, samples.padded)]  # fmt: skip
+
+
+@pytest.mark.parametrize("layouts", MOVED, ids=lambda layouts: "+".join(layout.__name__ for layout in layouts))
+@pytest.mark.parametrize("kind", ANYWHERE, ids=str)
+def test_short_whole_rows_anywhere(cuda, kind, layouts):
+    """Rows of whole vectors that a part of a warp takes are cut from their begin on, by all operators: not even their
+    alignment matters, with gaps between rows and without, nor that half the threads take those that are not aligned
+    (but of 8 and 192 in 16 bits, and 384)."""
+
+    def moved(values, layout):
+        return None if values is None else layout(values.shape, dtype=values.dtype, device=cuda).copy_(values)
+
+    def everything(input, residual, g, y, rstd, gh):
+        ops = torch.ops.srmsnorm
+        found = {"norm": ops._srms_norm(input, residual, None), "rstd": srmsnorm.rstd(input, residual)}
+        found["float"] = srmsnorm.srms_norm(input, residual, dtype=FLOAT)
+        found["bytes"], found["scale"] = srmsnorm.srms_norm_quantized(input, residual, dtype=torch.int8)
+        found["grad"] = ops._srms_norm_backward(g, y, rstd, None)
+        found["grad with sum"] = ops._srms_norm_backward(g, y, rstd, gh)
+        if residual is not None:
+            found["sum"] = ops._add_srms_norm(input, residual, None)
+            found["gated"] = ops._gated_srms_norm(input, residual, eps=None)
+            found["gated grads"] = ops._gated_srms_norm_backward(g, input, residual, rstd)
+        return {key: value if isinstance(value, tuple) else (value,) for key, value in found.items()}
+
+    first, second = layouts
     for dim in (8, 16, 64, 128, 192, 256, 384):
-        input = samples.tensor((70, dim), dtype, cuda)
-        y, rstd = torch.ops.srmsnorm._srms_norm(input, None, None)
-        moved = samples.misaligned(input.shape, dtype=dtype, device=cuda).copy_(input)
-        elsewhere = torch.ops.srmsnorm._srms_norm(moved, None, None)
-        assert torch.equal(elsewhere[0], y) and torch.equal(elsewhere[1], rstd)
+        input, residual, g, gh = operands(kind, (70, dim), cuda)
+        y, rstd = torch.ops.srmsnorm._srms_norm(input, residual, None)
+        want = everything(input, residual, g, y, rstd, gh)
+        elsewhere = everything(moved(input, first), moved(residual, second), moved(g, second), moved(y, first), rstd,
+                               moved(gh, second))  # fmt: skip
+        for key, tensors in want.items():
+            for got, tensor in zip(elsewhere[key], tensors, strict=True):
+                assert torch.equal(got, tensor), (key, dim)
+        assert torch.equal(elsewhere["rstd"][0], elsewhere["norm"][1])
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

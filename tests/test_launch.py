@@ -42,12 +42,10 @@ def check(dim, kind, options):
     assert cluster in (1, 2, 4, 8, 16) and cluster <= options["max_cluster"]
     assert rows == 1 or (cluster == 1 and threads <= 32 and plan["vectors"] <= 3)
     assert plan["vector_elements"] * kind.dtype.itemsize == 16
-    assert plan["edges"] or aligned
-    # Short rows of whole vectors that are read alone are cut from their begin on, wherever that is.
-    from_begin = plan["edges"] and plan["threads_per_row"] <= 32 and dim % plan["vector_elements"] == 0
-    from_begin = from_begin and kind.residual is None and not options.get("backward", False)
+    # Short rows of whole vectors are cut from their begin on, wherever that is.
+    from_begin = not aligned and dim % plan["vector_elements"] == 0 and threads <= 32
+    assert plan["edges"] == (plan["twice"] or not (aligned or from_begin))
     assert plan["shifted"] == (plan["twice"] or not in_phase or from_begin)
-    assert plan["edges"] or not plan["shifted"]
     assert plan["twice"] or threads * cluster * plan["vectors"] >= dim // plan["vector_elements"]
     return plan
 

@@ -133,17 +133,18 @@ def test_few_threads_where_little_is_written(operator):
 
 
 def test_few_threads_where_rows_are_shifted():
-    """Half of them where one operand alone is read, with two vectors each, which add in the same order."""
+    """Half of them, with two vectors each, which add in the same order; but where bytes are made."""
+    calls = [("srms_norm", None), ("srms_norm", "residual_dtype"), ("rstd", None), ("gated_srms_norm", "gate_dtype")]
     for dim, dtype in ((16, BFLOAT), (64, BFLOAT), (256, BFLOAT), (8, FLOAT), (128, FLOAT)):
-        for operator in ("srms_norm", "rstd"):
-            aligned, found = plan("srms_norm", dim, dtype), plan(operator, dim, dtype, aligned=False)
-            assert (aligned["vectors"], found["vectors"]) == (1, 2) and found["shifted"]
+        for operator, beside in [*calls, ("_srms_norm_backward_input", None)]:
+            options = {beside: dtype} if beside else {}
+            aligned, found = plan("srms_norm", dim, dtype), plan(operator, dim, dtype, aligned=False, **options)
+            assert (aligned["vectors"], found["vectors"]) == (1, 2) and found["shifted"] and not found["edges"]
             assert found["threads_per_row"] * 2 == aligned["threads_per_row"]
             assert found["rows_per_block"] == aligned["rows_per_block"] * 2
-        read_twice = plan("srms_norm_quantized", dim, dtype, aligned=False)
-        assert read_twice["twice"] and read_twice["threads_per_row"] == aligned["threads_per_row"]
-        beside = plan("srms_norm", dim, dtype, dtype, aligned=False)
-        assert beside["vectors"] == 1 and not beside["shifted"]
+        for options in ({}, {"residual_dtype": dtype}):
+            read_twice = plan("srms_norm_quantized", dim, dtype, aligned=False, **options)
+            assert read_twice["twice"] and read_twice["threads_per_row"] == aligned["threads_per_row"]
     assert plan("srms_norm", 8, aligned=False)["vectors"] == 1
     assert plan("srms_norm", 192, aligned=False)["threads_per_row"] == plan("srms_norm", 192)["threads_per_row"]
 

@@ -77,6 +77,21 @@ bool is_gapless(const Call& call) {
   return gapless;
 }
 
+// Whether in all operands that are read there is another row behind the end of every one but the last: there, the end
+// of a row may be read with what is behind it.
+template <class Call>
+bool are_followed(const Call& call) {
+  const RowSpace& space = call.space;
+  bool all = true;
+  Call::zip(
+      [&](Use use, const Rows& rows) {
+        if (use.written || !use.whole_row || !rows.data) return;
+        for (int i = 0; i < space.levels; i++) all &= space.sizes[i] == 1 || rows.strides[i] >= space.dim;
+      },
+      call);
+  return all;
+}
+
 // ---- which Op of the row kernel takes it
 
 // Those of converted.cuh: results of another dtype than the main operand's, and numbers that are given.

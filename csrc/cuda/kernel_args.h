@@ -80,6 +80,8 @@ struct GeneralArgs : FlatArgs<first, operands, Accumulator> {
   static constexpr bool kFlat = false;
   int rows_per_block, places;  // used for short rows alone, as gapless: places of a row, for its chunks
   bool gapless;                // whether rows follow each other without gaps in all operands
+  bool followed;               // behind the end of every row but the last lies another one of the same operand
+  bool edges;                  // as LaunchPlan has it
   int levels;
   LevelEnd<operands> ends[kMaxLevels - 1];
 };
@@ -122,6 +124,8 @@ Args kernel_args(const Call& call, const LaunchPlan& plan, const LaunchHints& hi
     args.rows_per_block = plan.rows_per_block;
     args.places = plan.threads_per_row;
     args.gapless = reading_of(plan) == Reading::InParts && is_gapless(call);
+    args.followed = are_followed(call);
+    args.edges = plan.edges;
     args.levels = space.levels;
     for (int level = 0; level + 1 < space.levels; level++) {
       auto& end = args.ends[level];

@@ -23,7 +23,7 @@ struct LaunchPlan {
   // a cluster or 8 vectors a thread.
   bool twice;
   bool shifted;  // vectors may lie across 16 bytes, by operand; always where read twice
-  bool edges;    // rows may begin or end inside a vector
+  bool edges;    // rows may begin or end inside a vector; always where read twice
 
   // f(name, value) of each.
   template <class F>
@@ -69,6 +69,9 @@ constexpr Chunks chunks_in_bytes(Chunks chunks) {
   chunks.in_bytes = true;
   return chunks;
 }
+
+// Of a norm with all of its instances and nothing else.
+constexpr bool is_norm(Chunks chunks) { return !chunks.backward && !chunks.gated && !chunks.few && !chunks.in_bytes; }
 
 constexpr int most_vectors(Chunks chunks) { return chunks.gated ? 4 : 8; }
 
@@ -209,16 +212,17 @@ constexpr LaunchPlan plan_in_cluster(LaunchPlan plan, int64_t vectors, bool whol
   return plan;
 }
 
-// Whether rows of whole vectors are cut from their begin on where they are not aligned: edges would be a large part of
-// short ones (dim 64, one element off: 0.98 of the roof for 0.82; 128 0.98 for 0.91). Not worth the shifting where two
-// operands are read (with residual 0.87 for 0.92).
-constexpr bool cut_from_begin(Sharing sharing, Chunks chunks) { return sharing == Sharing::Lanes && chunks.all == 1; }
+// Whether rows of whole vectors are cut from their begin on where they are not aligned, whatever is made of them: edges
+// would be a large part of short ones. H200, one element off, forward / with residual / backward: 64 0.97 / 0.93 / 0.94
+// of the roof for 0.90 / 0.75 / 0.86, 128 0.98 / 0.99 / 0.99 for 0.89 / 0.77 / 0.86.
+constexpr bool cut_from_begin(Sharing sharing) { return sharing == Sharing::Lanes; }
 
-// Such a row, with half the threads and two vectors each, which adds in the same order: to shift one vector takes
-// longer than the memory does (H200, one element off, dims 32 to 256 0.90 of the roof for 0.81). Bytes are read twice
-// instead.
+// Such a row has no edges. With half the threads and two vectors each, which adds in the same order: to shift one
+// vector takes longer than the memory does (H200, one element off, 256, with residual 1.00 of the roof for 0.92). Bytes
+// are read twice instead.
 constexpr LaunchPlan plan_from_begin(LaunchPlan plan, Chunks chunks) {
   plan.shifted = true;
+  plan.edges = false;
   if (plan.vectors > 1 || plan.threads_per_row == 1 || chunks.in_bytes) return plan;
   plan.vectors = 2;
   plan.threads_per_row /= 2;
@@ -263,7 +267,7 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
     plan = plan_in_cluster(plan, vectors, whole, chunks, gpu.largest_cluster);
   else
     plan.threads_per_row = kMostThreads;
-  if (whole && plan.edges && cut_from_begin(sharing_of(plan.cluster, plan.threads_per_row), chunks))
+  if (whole && plan.edges && cut_from_begin(sharing_of(plan.cluster, plan.threads_per_row)))
     plan = plan_from_begin(plan, chunks);
   bool fits = int64_t{1} * plan.threads_per_row * plan.cluster * plan.vectors >= vectors;
   if (!fits || (plan.shifted && (plan.cluster > 1 || plan.vectors > 4))) {

@@ -39,13 +39,15 @@ struct RowOffsets {
 };
 
 // How a row is cut: whole vectors from the first 16-byte boundary on, and the elements before and behind them; where
-// from_begin, from its begin on.
+// from_begin, from its begin on. goes_on: as Place has it.
 template <class Op, bool edges, class Index>
 struct Cut {
   static constexpr int N = Op::kElements;
   Index head, vectors, tail, dim;  // tail: where the elements behind the vectors begin
+  bool goes_on;
 
-  __device__ __forceinline__ Cut(const typename Op::Element* row, Index dim, bool from_begin) : head(0), dim(dim) {
+  __device__ __forceinline__ Cut(const typename Op::Element* row, Index dim, bool from_begin, bool goes_on)
+      : head(0), dim(dim), goes_on(goes_on) {
     if constexpr (edges) {
       Index before = (16 - bytes_past_16(row)) % 16 / sizeof(typename Op::Element);
       head = from_begin ? 0 : before < dim ? before : dim;

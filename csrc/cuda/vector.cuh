@@ -9,8 +9,9 @@ namespace srmsnorm {
 // where a row is folded; a run: those of a warp's lanes that share the row.
 template <class Index>
 struct Place {
-  Index left;  // vectors of the row from this one on; none or fewer: the row does not have it
-  int run;     // lanes
+  Index left;    // vectors of the row from this one on; none or fewer: the row does not have it
+  int run;       // lanes
+  bool goes_on;  // whether there is memory of the operand behind the row's end, which may be read with it
   __device__ __forceinline__ bool ends_run() const { return left == 1 || lane_in_row() == run - 1; }
 };
 
@@ -44,17 +45,19 @@ struct alignas(16) Vector {
   }
 
   // past: bytes past 16. Shifted, the first chunk has an element of the vector in it, and unless past is 0 so has the
-  // one behind the last, of which only what is in the row is read.
+  // one behind the last, of which only what is in the operand is read.
   template <class Index>
   __device__ __forceinline__ void load(const T* from, int past, const Place<Index>& place) {
     const auto* aligned = reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(from) - past);
 #pragma unroll
     for (int i = 0; i < kChunks; i++) chunks[i] = aligned[i];
     if constexpr (shifted) {
-      if (place.left == 1)
-        chunks[kChunks] = load_first<sizeof(T)>(aligned + kChunks, past);
-      else if (past != 0)
-        chunks[kChunks] = aligned[kChunks];
+      if (past != 0) {
+        if (place.left == 1 && !place.goes_on)
+          chunks[kChunks] = load_first<sizeof(T)>(aligned + kChunks, past);
+        else
+          chunks[kChunks] = aligned[kChunks];
+      }
     }
   }
 
