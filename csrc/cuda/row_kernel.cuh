@@ -73,12 +73,12 @@ __device__ __noinline__ void release(const Args& args, int64_t row, int thread, 
 template <class Op>
 constexpr bool kIsMixed = Op::kBesideSize > sizeof(typename Op::Element);
 
-// Whether the kernel asks if rows have edges: where they may have none, and in a norm with a residual, which is faster
-// so though most have some (H200, 63 0.98 of the roof for 0.93, 127 0.98 for 0.96; without a residual 127 0.95 for
-// 0.96).
+// Whether the kernel asks if rows have edges: where they may have none, and in a norm with a residual of the input's
+// dtype, which is faster so though most have some (H200, bf16, 63 0.97 of the roof for 0.91, 127 0.98 for 0.95; without
+// a residual 127 0.95 for 0.96, with one of float 1.01 for 1.03).
 template <class Op, Sharing sharing, bool flat, Reading reading>
 constexpr bool kAsksForEdges = kSkipsUnneeded<Op, sharing, reading> ||
-                               (!flat && sharing == Sharing::Lanes && is_norm(Op::kChunks) && Op::kChunks.all > 1);
+                               (!flat && sharing == Sharing::Lanes && is_norm(Op::kChunks) && Op::kChunks.all == 2);
 
 // What the compiler is told of a block's threads, and of the blocks that a multiprocessor is to have room for; 0: left
 // to it. nvcc 13.0 spilled a word or two to have more of them in some of these instances (sm_90); told one, in none.

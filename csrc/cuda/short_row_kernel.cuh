@@ -90,7 +90,8 @@ struct ShortRows {
   int phase = 0;    // of the first row
   int start, last;  // of the chunk: its first element among all, and before which are those of rows
   Part part;        // its first
-  typename Op::template Held<1, false, false> held[N];
+  Chunk<N> loaded;
+  typename Op::template Held<1, false, false> held[N];  // its elements
 
   __device__ __forceinline__ ShortRows(const General& general, Row* of_row, Total* of_chunk)
       : args(static_cast<const Args&>(general)),
@@ -122,32 +123,38 @@ struct ShortRows {
     return bytes_past_16(Op(args, first_row + row).begin()) / static_cast<int>(sizeof(typename Op::Element));
   }
 
+  // f(held, pointer to the row, its elements in the chunk) of every operand.
+  template <class Held, class F>
+  __device__ __forceinline__ void each_operand(const Op& op, Held& held, F f) {
+    int i = 0;
+    auto next = [&]<class E>(auto& to, const E* row) { f(to, row, loaded.template elements<E>(i++)); };
+    op.each(held, next);
+    op.each_late(held, next);
+  }
+
   // What a chunk has outside of the rows is 0.
   __device__ __forceinline__ void load(const Op& op, int offset) {
-    Chunk<N> chunks;
-    auto each_operand = [&](auto& held, auto f) {
-      int i = 0;
-      auto next = [&]<class E>(auto& to, const E* row) { f(to, row, chunks.template elements<E>(i++)); };
-      op.each(held, next);
-      op.each_late(held, next);
-    };
     bool whole = true;  // of all at once: else one waits for the other
-    each_operand(held[0], [&](auto&, auto row, auto) { whole &= is_whole<N>(row + offset, part.first, last); });
+    each_operand(op, held[0], [&](auto&, auto row, auto) { whole &= is_whole<N>(row + offset, part.first, last); });
     if (whole)
-      each_operand(held[0], [&]<class E>(auto&, const E* row, E* elements) {
+      each_operand(op, held[0], [&]<class E>(auto&, const E* row, E* elements) {
         copy_pieces<N * sizeof(E)>(elements, row + offset);
       });
     else
-      each_operand(held[0], [&]<class E>(auto&, const E* row, E* elements) {
+      each_operand(op, held[0], [&]<class E>(auto&, const E* row, E* elements) {
         memset(elements, 0, N * sizeof(E));
 #pragma unroll
         for (int j = 0; j < N; j++)
           if (part.first <= j && j < last) elements[j] = row[offset + j];
       });
-    each_operand(held[0], []<class E>(auto&, const E*, E* elements) { stay_packed<N * sizeof(E)>(elements); });
+    unpack(op);
+  }
+
+  __device__ __forceinline__ void unpack(const Op& op) {
+    each_operand(op, held[0], []<class E>(auto&, const E*, E* elements) { stay_packed<N * sizeof(E)>(elements); });
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      each_operand(held[j], [&]<class E>(auto& to, const E*, E* elements) { to.load(elements + j); });
+      each_operand(op, held[j], [&]<class E>(auto& to, const E*, E* elements) { to.load(elements + j); });
       op.combine(held[j]);
     }
   }
@@ -214,9 +221,12 @@ struct ShortRows {
     }
   }
 
-  __device__ __forceinline__ void store() const {
+  // Of three operands, words wait for the sum and are unpacked again: their halves would take a register each, one of
+  // which is spilled (bfloat16, dim 9, backward with a gradient of the sum, H200, 570 us with the spill, 532 without).
+  __device__ __forceinline__ void store() {
     Chunk<N> results;
     Op op = opened(gapless ? 0 : part.row), of_next = op;
+    if constexpr (Op::kChunks.late > 0) unpack(op);
     op.take(of_row[part.row].scalars);
     Part next = part.next(dim, last);
     bool more = gapless && part.end < last;
