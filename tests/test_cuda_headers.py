@@ -89,9 +89,9 @@ constexpr bool exact(uint32_t number) {{
   for (uint32_t i = 0; i <= 8; i++)
     for (uint32_t multiple : {{std::min(i, most), most / 8 * i, most - std::min(i, most)}}) {{
       uint32_t index = multiple * number;
-      if (!exact(number, index) || !exact(number, index - (index > 0)) || !exact(number, kLast)) return false;
+      if (!exact(number, index) || !exact(number, index - (index > 0))) return false;
     }}
-  return true;
+  return exact(number, kLast);
 }}
 constexpr bool exact_near_powers_of_two() {{
   for (int power = 1; power < 31; power++)
