@@ -37,8 +37,7 @@ struct GpuClass {
 // Apart: by width an H100 gains 0.4 to 2 %, and an H200 loses up to 9 % (dim 6144, with residual, 404 us for 371). By
 // speed an H200, us as they fit and apart, dims 4096 / 6144 / 8192 / 12288 / 16384: with residual 371 367, 371 368, 372
 // 370, 370 372, 372 370; with sum 510 507, 509 507, 511 509, 509 510, 512 513; backward 370 367, 371 368, 371 369, 371
-// 372, 374 372. Of two operands in one block it makes of an H100's speed what by width is, or one
-// more or less.
+// 372, 374 372. Of two operands in one block it makes of an H100's speed what by width is, or one more or less.
 // A float y of 16-bit rows, two thirds of what is moved: H100, dims 64 to 131072, streamed .97 to .99 of the roof, else
 // .84 to .96; H200, 1 % slower.
 // Ahead, H100, dim 65536, forward / with residual / backward: 1.007 / 1.001 / 1.002 with 2 MB, 0.997 / 0.992 / 0.994

@@ -44,8 +44,8 @@ using join = typename Join<Lists...>::type;
 template <bool present, auto member>
 using OperandIf = std::conditional_t<present, OperandList<member>, OperandList<>>;
 
-// Where a level ends that has others around it, which a row's index is divided by the level's size to know. Its rows'
-// indices have 31 bits (layout.cpp).
+// The end of a level that has others around it: a row's index divided by the level's size says how often it came before
+// that row. Indices of rows in several levels have 31 bits (layout.cpp).
 template <int operands>
 struct LevelEnd {
   IndexDivisor size;

@@ -70,7 +70,7 @@ constexpr Chunks chunks_in_bytes(Chunks chunks) {
   return chunks;
 }
 
-// Of a norm with all of its instances and nothing else.
+// Of forward without a gate, whose results are neither converted nor bytes.
 constexpr bool is_norm(Chunks chunks) { return !chunks.backward && !chunks.gated && !chunks.few && !chunks.in_bytes; }
 
 constexpr int most_vectors(Chunks chunks) { return chunks.gated ? 4 : 8; }
