@@ -35,11 +35,11 @@ struct Bytes : Normalized<Source, int8_t> {
   Accumulator per_unit;  // of h
 
   template <int N>
-  static __device__ __forceinline__ Total term(const Accumulator (&h)[N]) {
-    Accumulator largest = 0;
+  static __device__ __forceinline__ Total add_term(Total before, const Accumulator (&h)[N]) {
+    Accumulator largest = before.largest;
 #pragma unroll
     for (int i = 0; i < N; i++) largest = larger(largest, fabsf(h[i]));
-    return {dot(h, h), largest};
+    return {dot(h, h, before.sum), largest};
   }
 
   static __device__ __forceinline__ Accumulator squares(Total total) { return total.sum; }

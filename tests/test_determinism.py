@@ -67,8 +67,9 @@ def test_many_rows(cuda, kind):
     holds, and their blocks are kept apart where that is faster."""
     for dim, rows in (
         (8, 2**17),
-        (9, 2**17),
+        (9, 2**22),
         (31, 2**15),
+        (33, 2**20 + 16),
         (55, 2**15),
         (64, 2**20 + 64),
         (100, 2**15),
@@ -242,6 +243,21 @@ def test_short_rows_with_and_without_gaps(cuda, kind):
         for near, far in ((samples.contiguous, spread), (later, later_and_spread)):
             want = everything(*operands(kind, (1500, dim), cuda, near))
             assert_bits(everything(*operands(kind, (1500, dim), cuda, far)), want)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_short_rows_beside_others(cuda, kind):
+    """It does not matter how other operands lie than the one that is reduced."""
+    for dim in (1, 2, 3, 5, 7, 9, 12, 15, 31, 33, 43, 45, 55):
+        for first, second in ((samples.contiguous, samples.misaligned), (samples.misaligned, samples.contiguous)):
+            input, residual = samples.forward(kind, (1500, dim), cuda, layout=first)
+            g, gh = samples.grad_output(kind, (1500, dim), cuda), samples.grad_sum(kind, (1500, dim), cuda)
+            want = everything(input, residual, g, gh)
+
+            def moved(values, layout):
+                return None if values is None else layout(values.shape, dtype=values.dtype, device=cuda).copy_(values)
+
+            assert_bits(everything(input, moved(residual, second), moved(g, second), moved(gh, second)), want)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -120,6 +120,27 @@ def test_operands_that_lie_differently(cuda, kind, layouts):
             assert (around == 7.0).all()
 
 
+@pytest.mark.parametrize("layouts", [*OUT_OF_PHASE[1:], (samples.contiguous, samples.misaligned)], ids=names)
+@pytest.mark.parametrize("kind", [Kind(BFLOAT, BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT, FLOAT)], ids=str)
+def test_short_rows_that_lie_differently(cuda, kind, layouts):
+    """Whose elements are read with what is before and behind them, but for the first and the last; fresh and in
+    place."""
+    first, second = layouts
+    for dim in (1, 5, 9, 33):
+        for rows in (1, 2, 400):
+            held = samples.forward(kind, (rows, dim))
+            want, sum = truth.forward(*held)[0], truth.rounded_sum(*held)
+            around_input, input = guarded(held[0], first, cuda)
+            around_residual, residual = guarded(held[1], second, cuda)
+            y = srmsnorm.srms_norm(input, residual)
+            assert_output(y.cpu(), want)
+            srmsnorm.add_srms_norm_(input, residual)
+            assert torch.equal(input, y) and torch.equal(residual.cpu(), sum)
+            for around, view in ((around_input, input), (around_residual, residual)):
+                view.fill_(7.0)
+                assert (around == 7.0).all()
+
+
 @pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT)], ids=str)
 def test_rows_by_level(cuda, kind):
     """Leading dimensions that do not merge: the row index is taken apart. Vectors and edges, lanes to clusters."""
@@ -148,8 +169,8 @@ def test_rows_by_level(cuda, kind):
 
 @pytest.mark.parametrize("kind", [Kind(BFLOAT, BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT, FLOAT)], ids=str)
 def test_rows_past_the_l2(cuda, kind):
-    """So many that they are kept in the L2, and that the last ones release it; that blocks are kept apart; the same 16
-    over and over."""
+    """So many that they are kept in the L2, and that the last ones release it; that blocks are kept apart; that short
+    ones are prefetched; the same 16 over and over."""
 
     def many(values):
         return values.repeat(36_000_000 // values.numel(), 1)
@@ -163,7 +184,7 @@ def test_rows_past_the_l2(cuda, kind):
         y, sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, residual, None)
         return [result.cpu() for result in (y, sum, *gradients(g, y, rstd), srmsnorm.srms_norm(input))]
 
-    for dim in (64, 3000, 16_384, 32_768):
+    for dim in (9, 64, 3000, 16_384, 32_768):
         held = *samples.forward(kind, (16, dim)), samples.grad_output(kind, (16, dim))
         few = everything(*(values.to(cuda) for values in held))
         kept = everything(*(many(values).to(cuda) for values in held))

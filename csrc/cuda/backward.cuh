@@ -88,11 +88,11 @@ struct Backward : BackwardOp {
   }
 
   template <int N, bool shifted, bool first>
-  __device__ __forceinline__ Accumulator term(const Held<N, shifted, first>& held) const {
+  __device__ __forceinline__ Accumulator add_term(Accumulator before, const Held<N, shifted, first>& held) const {
     Accumulator g[N], y[N];
     held.grad_output.widened(g);
     held.output.widened(y);
-    return dot(y, g);
+    return dot(y, g, before);
   }
 
   template <class Args>

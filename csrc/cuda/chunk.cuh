@@ -48,6 +48,14 @@ __device__ __forceinline__ void wait_for_copies() {
 
 __device__ __forceinline__ int bytes_past_16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16; }
 
+// So many, a multiple of 16, from the last 16-byte boundary on start on their way to the L2.
+__device__ __forceinline__ void prefetch_bytes(const void* from, int64_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  const char* boundary = static_cast<const char*>(from) - bytes_past_16(from);
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(boundary), "r"(static_cast<int>(bytes)) : "memory");
+#endif
+}
+
 // The first bytes of 16, fewer than all and a multiple of element_size; what is behind them is not touched.
 template <int element_size>
 __device__ __forceinline__ uint4 load_first(const uint4* from, int bytes) {

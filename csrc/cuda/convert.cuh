@@ -80,21 +80,23 @@ __device__ __forceinline__ void narrow(const T (&from)[N], T (&to)[N]) {
   for (int i = 0; i < N; i++) to[i] = from[i];
 }
 
-// a . b by halves: N terms in log2(N) roundings, where one after the other would take N. fma is explicit and nothing
-// else can be contracted, so that every instance of a kernel rounds alike.
+// a . b, added to what is before it. By halves: N terms in log2(N) roundings, where one after the other would take N.
+// fma is explicit and nothing else can be contracted, so that every instance of a kernel rounds alike.
 template <class T, int N>
-__device__ __forceinline__ T dot(const T (&a)[N], const T (&b)[N]) {
-  T terms[N / 2];
+__device__ __forceinline__ T dot(const T (&a)[N], const T (&b)[N], T before) {
+  if constexpr (N == 1) {
+    return fma(a[0], b[0], before);
+  } else {
+    T terms[N / 2];
 #pragma unroll
-  for (int i = 0; i < N / 2; i++) terms[i] = fma(a[i], b[i], a[i + N / 2] * b[i + N / 2]);
+    for (int i = 0; i < N / 2; i++) terms[i] = fma(a[i], b[i], a[i + N / 2] * b[i + N / 2]);
 #pragma unroll
-  for (int left = N / 4; left > 0; left /= 2) {
+    for (int left = N / 4; left > 0; left /= 2) {
 #pragma unroll
-    for (int i = 0; i < left; i++) terms[i] += terms[i + left];
+      for (int i = 0; i < left; i++) terms[i] += terms[i + left];
+    }
+    return before + terms[0];
   }
-  return terms[0];
 }
-__device__ __forceinline__ float dot(const float (&a)[1], const float (&b)[1]) { return __fmul_rn(a[0], b[0]); }
-__device__ __forceinline__ double dot(const double (&a)[1], const double (&b)[1]) { return __dmul_rn(a[0], b[0]); }
 
 }  // namespace srmsnorm

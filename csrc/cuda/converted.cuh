@@ -64,8 +64,8 @@ struct Converted : SumBeside<Source, Source::Operands::kCount + 1> {
   Accumulator scale, factor = 1;
 
   template <int N>
-  static __device__ __forceinline__ Total term(const Accumulator (&h)[N]) {
-    return dot(h, h);
+  static __device__ __forceinline__ Total add_term(Total before, const Accumulator (&h)[N]) {
+    return dot(h, h, before);
   }
 
   static __device__ __forceinline__ Accumulator squares(Total total) { return total; }
@@ -207,11 +207,11 @@ struct WideBackward : BackwardOp {
   }
 
   template <int N, bool shifted, bool first>
-  __device__ __forceinline__ float term(const Held<N, shifted, first>& held) const {
+  __device__ __forceinline__ float add_term(float before, const Held<N, shifted, first>& held) const {
     float g[N], x[N];
     held.grad_output.widened(g);
     held.input.widened(x);
-    return dot(x, g);
+    return dot(x, g, before);
   }
 
   template <class Args>

@@ -41,7 +41,7 @@ struct SumBeside {
 
 // The epilogue that writes y, and beside a residual the sum. What an epilogue says:
 //   Operands                     all of the call's, the source's first
-//   Total, term(h)               what a row is reduced to, and a vector's part of it
+//   Total, add_term(before, h)   what a row is reduced to: what is before a vector's part of it, and that
 //   squares(total)               the sum of squares in it
 //   reduced(total, r)            what it keeps of both, or makes of r
 //   Scalars, scalars, take       that, as an Op's
@@ -62,8 +62,8 @@ struct Normalized : SumBeside<Source, Source::Operands::kCount + 1> {
   Output* output;
 
   template <int N>
-  static __device__ __forceinline__ Total term(const Accumulator (&h)[N]) {
-    return dot(h, h);
+  static __device__ __forceinline__ Total add_term(Total before, const Accumulator (&h)[N]) {
+    return dot(h, h, before);
   }
 
   static __device__ __forceinline__ Accumulator squares(Total total) { return total; }
@@ -119,8 +119,8 @@ struct ForwardOp : Source, Epilogue {
   __device__ __forceinline__ void each_late(Held&, F) const {}
 
   template <class Held>
-  __device__ __forceinline__ Total term(const Held& held) const {
-    return Source::for_reduction(held, [&](const auto& h) { return Epilogue::term(h); });
+  __device__ __forceinline__ Total add_term(Total before, const Held& held) const {
+    return Source::for_reduction(held, [&](const auto& h) { return Epilogue::add_term(before, h); });
   }
 
   template <class Args>

@@ -153,13 +153,13 @@ struct GatedBackward : HasGating, BackwardBeside<T, G, GatedBackwardOperands> {
   __device__ __forceinline__ GatedBackward(const Args& args, int64_t row) : HasGating{args.gating}, Base(args, row) {}
 
   template <int N, bool shifted, bool first>
-  __device__ __forceinline__ Accumulator term(const Held<N, shifted, first>& held) const {
+  __device__ __forceinline__ Accumulator add_term(Accumulator before, const Held<N, shifted, first>& held) const {
     Accumulator g[N], x[N], by_gate[N];
     held.widened(g, x, by_gate);
     activate<G>(by_gate, gating.activation);
 #pragma unroll
     for (int i = 0; i < N; i++) x[i] *= by_gate[i];
-    return dot(x, g);
+    return dot(x, g, before);
   }
 
   template <class Args>

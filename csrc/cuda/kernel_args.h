@@ -23,7 +23,7 @@ struct OperandList {
 
   // f(operand of the call, its index) for each.
   template <class Call, class F>
-  static void each(const Call& call, F f) {
+  static constexpr void each(const Call& call, F f) {
     int index = 0;
     (f(call.*members, index++), ...);
   }
@@ -70,18 +70,32 @@ struct FlatArgs {
   int ahead, tail;  // as LaunchHints has them
   Operand others[operands - first];
 
+  // Of a row, in an operand.
+  __device__ int64_t offset(int i, int64_t row) const { return row * of(i).stride; }
+
   __host__ __device__ Operand& of(int i) { return i < first ? loaded_first[i] : others[i - first]; }
   __host__ __device__ const Operand& of(int i) const { return i < first ? loaded_first[i] : others[i - first]; }
+};
+
+// Of short rows that are no whole vectors, the rows of a block. gapless: rows follow each other without gaps in all
+// operands; phase, inverse_dim and ahead are for those alone.
+struct BlockOfShortRows {
+  int rows, last_rows;          // of every block, and of the last one
+  int elements, last_elements;  // of those
+  int places;                   // of a row, for its chunks
+  int phase;                    // elements of the main operand past 16 bytes
+  int ahead;                    // blocks, as LaunchHints has it in rows
+  uint32_t inverse_dim;         // 2^31 / dim, rounded up
+  bool gapless;
 };
 
 // Of rows that may lie anywhere.
 template <int first, int operands, class Accumulator>
 struct GeneralArgs : FlatArgs<first, operands, Accumulator> {
   static constexpr bool kFlat = false;
-  int rows_per_block, places;  // used for short rows alone, as gapless: places of a row, for its chunks
-  bool gapless;                // whether rows follow each other without gaps in all operands
-  bool followed;               // behind the end of every row but the last lies another one of the same operand
-  bool edges;                  // as LaunchPlan has it
+  BlockOfShortRows block;
+  bool followed;  // behind the end of every row but the last lies another one of the same operand
+  bool edges;     // as LaunchPlan has it
   int levels;
   LevelEnd<operands> ends[kMaxLevels - 1];
 };
@@ -103,6 +117,22 @@ struct WithQuantization : Args {
   Quantization quantization;
 };
 
+template <class Call>
+BlockOfShortRows block_of_short_rows(const Call& call, const LaunchPlan& plan, const LaunchHints& hints) {
+  const RowSpace& space = call.space;
+  BlockOfShortRows block{};
+  block.rows = plan.rows_per_block;
+  block.last_rows = static_cast<int>((space.rows - 1) % block.rows + 1);
+  block.elements = block.rows * static_cast<int>(space.dim);
+  block.last_elements = block.last_rows * static_cast<int>(space.dim);
+  block.places = plan.threads_per_row;
+  block.phase = static_cast<int>(reinterpret_cast<uintptr_t>(call.main().data) % 16) * plan.vector_elements / 16;
+  block.ahead = ceil_div(hints.ahead, block.rows);
+  block.inverse_dim = static_cast<uint32_t>(((int64_t{1} << 31) + space.dim - 1) / space.dim);
+  block.gapless = is_gapless(call);
+  return block;
+}
+
 template <class Operands, class Args, class Call>
 Args kernel_args(const Call& call, const LaunchPlan& plan, const LaunchHints& hints) {
   const RowSpace& space = call.space;
@@ -121,9 +151,7 @@ Args kernel_args(const Call& call, const LaunchPlan& plan, const LaunchHints& hi
   args.inverse_dim = static_cast<decltype(args.eps)>(1. / static_cast<double>(space.dim));
   Operands::each(call, [&](const Rows& rows, int i) { args.of(i) = {rows.data, rows.strides[0]}; });
   if constexpr (!Args::kFlat) {
-    args.rows_per_block = plan.rows_per_block;
-    args.places = plan.threads_per_row;
-    args.gapless = reading_of(plan) == Reading::InParts && is_gapless(call);
+    if (reading_of(plan) == Reading::InParts) args.block = block_of_short_rows(call, plan, hints);
     args.followed = are_followed(call);
     args.edges = plan.edges;
     args.levels = space.levels;

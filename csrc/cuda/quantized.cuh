@@ -80,8 +80,8 @@ struct Bytes : SumBeside<Source, Source::Operands::kCount + 1> {
   }
 
   template <int N>
-  __device__ __forceinline__ Total term(const float (&h)[N]) const {
-    return {dot(h, h), of_whole_row() ? largest(h) : 0};
+  __device__ __forceinline__ Total add_term(Total before, const float (&h)[N]) const {
+    return {dot(h, h, before.sum), larger(before.largest, of_whole_row() ? largest(h) : 0)};
   }
 
   static __device__ __forceinline__ float squares(Total total) { return total.sum; }
@@ -144,9 +144,15 @@ struct Bytes : SumBeside<Source, Source::Operands::kCount + 1> {
   // To the input's type, as which it is returned.
   template <int N>
   static __device__ __forceinline__ void round(float (&y)[N]) {
-    Vector<T, N> rounded;
-    rounded.set(y);
-    rounded.widened(y);
+    if constexpr (N == 1) {
+      T one[1];
+      narrow(y, one);
+      y[0] = widen(one[0]);
+    } else {
+      Vector<T, N> rounded;
+      rounded.set(y);
+      rounded.widened(y);
+    }
   }
 
   template <int pass, int N, class Finish, class F>

@@ -17,7 +17,7 @@
 //   each(held, f)               f(vector, pointer to its row) for every operand that the reduction needs
 //   each_late(held, f)          the same for those that it does not
 //   kCombines, combine(held)    whether something is made of them once and held in their place, and what
-//   term(held)                  their part of the reduction
+//   add_term(before, held)      what is before their part of the reduction, and that
 //   finish(total, args)         the row's scalars
 //   Scalars, scalars(), take(s) those that a row's elements need, from one thread to others
 //   store<pass>(held, f)        f(vector, pointer to its row) for every result of pass 0 or 1, by store_if
@@ -39,17 +39,13 @@ namespace srmsnorm {
 // on it.
 template <class Op, class Group>
 __device__ __forceinline__ void prefetch(const Op& op, const Group& group, int64_t dim) {
-#if SRMSNORM_CLUSTERS
   typename Op::template Held<1, false, false> nothing;
   auto start = [&](auto&, auto row) {
     int64_t bytes = dim * sizeof(*row) / group.blocks / 16 * 16;
-    const char* from = reinterpret_cast<const char*>(row) + group.rank * bytes;
-    from -= bytes_past_16(from);
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(static_cast<int>(bytes)) : "memory");
+    prefetch_bytes(reinterpret_cast<const char*>(row) + group.rank * bytes, bytes);
   };
   op.each(nothing, start);
   op.each_late(nothing, start);
-#endif
 }
 
 template <class Op, Sharing sharing, bool flat, Reading reading>
@@ -156,7 +152,7 @@ __global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.t
   auto add_edges = [&] {
     if (has_edges) {
       edge.load(op, cut, thread);
-      edge.each(op, cut, thread, threads, [&](const auto& held, Index) { total += op.term(held); });
+      edge.each(op, cut, thread, threads, [&](const auto& held, Index) { total = op.add_term(total, held); });
     }
   };
   if constexpr (twice) {

@@ -1,67 +1,60 @@
 // The kernel of short rows that are no whole vectors. A thread takes a chunk: the elements that 16 bytes of the main
 // operand hold. Where rows follow each other without gaps, a chunk may have parts of several.
+//
+// It has next to nothing to do for each element, so that most of its time is what it does once: an H200 was at 0.83 of
+// the roof with 205 instructions a thread (bfloat16, dim 9 to 31, forward), is at 0.91 with 180, and 0.98 where a block
+// further on is prefetched as well. A thread of two chunks has fewer, but too few are on their way: 0.76.
 #pragma once
+#include <cstddef>
+
 #include "row_kernel.cuh"
+#include "short_row_chunk.cuh"
 
 namespace srmsnorm {
 
-// The part of a chunk that belongs to one row: the elements from first to before end. Element j of the chunk is the
-// row's element j - begin.
-struct Part {
-  int row, begin, first, end;
-
-  __device__ __forceinline__ bool is_there() const { return first < end; }
-  __device__ __forceinline__ bool has(int j) const { return first <= j && j < end; }
-  __device__ __forceinline__ bool begins_row() const { return begin >= first; }
-
-  // The next row's, in a chunk that has elements before last.
-  __device__ __forceinline__ Part next(int dim, int last) const {
-    return {row + 1, begin + dim, end, min(begin + 2 * dim, last)};
-  }
-};
-
-// A chunk of each operand that an Op reads, or of each result, in the order in which it names them: in registers, as it
-// lies in memory.
-template <int N>
-struct Chunk {
-  static constexpr int kMost = N == 2 ? 8 : 4;  // bytes of an element
-  alignas(16) char of[4][kMost * N];
-
-  template <class E>
-  __device__ __forceinline__ E* elements(int operand) {
-    static_assert(sizeof(E) <= kMost);
-    return reinterpret_cast<E*>(of[operand]);
-  }
-};
-
-// The largest pieces in which so many bytes are copied.
-template <int bytes>
-using Piece = std::conditional_t<bytes % 16 == 0, uint4, std::conditional_t<bytes == 8, uint2, uint32_t>>;
-
-// Whether a chunk can be copied at once: all of its elements are rows', and the address allows it.
-template <int N, class E>
-__device__ __forceinline__ bool is_whole(const E* chunk, int first, int last) {
-  return first == 0 && last == N && reinterpret_cast<uintptr_t>(chunk) % sizeof(Piece<N * sizeof(E)>) == 0;
+// The operands of an Op that have whole rows, by bits.
+template <class Op>
+constexpr unsigned whole_rows() {
+  typename Op::Call call{};
+  Op::Call::zip([](Use use, Rows& rows) { rows.strides[0] = use.whole_row; }, call);
+  unsigned bits = 0;
+  Op::Operands::each(call, [&](const Rows& rows, int i) { bits |= static_cast<unsigned>(rows.strides[0]) << i; });
+  return bits;
 }
 
-template <int bytes>
-__device__ __forceinline__ void copy_pieces(void* to, const void* from) {
-  using Pieces = Piece<bytes>;
-#pragma unroll
-  for (int i = 0; i < bytes / sizeof(Pieces); i++) static_cast<Pieces*>(to)[i] = static_cast<const Pieces*>(from)[i];
-}
-
-// The compiler must not take words apart and keep the halves in twice the registers.
-template <int bytes>
-__device__ __forceinline__ void stay_packed(void* words) {
-#pragma unroll
-  for (int i = 0; i < bytes / 4; i++) asm volatile("" : "+r"(static_cast<uint32_t*>(words)[i]));
-}
-
-// The arguments of rows in one level.
-template <class Args>
-struct OneLevelArgs : Args {
+// The arguments where rows follow each other without gaps: a whole row's operands as they lie at the block's first one.
+template <class Op>
+struct GaplessArgs : Op::template Args<false> {
+  using General = typename Op::template Args<false>;
   static constexpr bool kFlat = true;
+  static constexpr unsigned kWholeRows = whole_rows<Op>();
+
+  __device__ __forceinline__ int64_t offset(int i, int64_t row) const {
+    if (kWholeRows >> i & 1) return int64_t{blockIdx.x} * static_cast<uint32_t>(this->block.elements);
+    return General::offset(i, row);
+  }
+};
+
+// What threads of a block tell each other of its rows. One more of them than there are may be read, and is not used.
+template <class Op>
+struct RowTotals {
+  static constexpr int kMostRows = kShortRowThreads * Op::kElements;
+
+  // What the chunk in which it begins has of its total; then, in the same place, what is made of all of it.
+  union Row {
+    typename Op::Total total;
+    typename Op::Scalars scalars;
+  };
+
+  Row of_row[kMostRows + 1];
+  typename Op::Total of_chunk[kMostShortRowThreads];  // of the row that goes on in it
+
+  // By its bytes: a choice of two addresses becomes two stores.
+  __device__ __forceinline__ void put(const Part& part, int chunk, typename Op::Total total) {
+    constexpr int kOfRow = sizeof(Row), kOfChunk = sizeof(total);
+    int place = part.begins_row() ? part.row * kOfRow : int{offsetof(RowTotals, of_chunk)} + chunk * kOfChunk;
+    *reinterpret_cast<typename Op::Total*>(reinterpret_cast<char*>(this) + place) = total;
+  }
 };
 
 // The rows of a block, as one of its threads has them. An Op is as row_kernel.cuh says. A row is summed chunk by chunk,
@@ -71,56 +64,51 @@ struct OneLevelArgs : Args {
 template <class Op, bool gapless>
 struct ShortRows {
   using General = typename Op::template Args<false>;
-  using Args = std::conditional_t<gapless, OneLevelArgs<General>, General>;
+  using Args = std::conditional_t<gapless, GaplessArgs<Op>, General>;
   using Total = typename Op::Total;
-  using Scalars = typename Op::Scalars;
   static constexpr int N = Op::kElements;
 
-  // Of a row: what the chunk in which it begins has of its total; then, in the same place, what is made of all of it.
-  union Row {
-    Total total;
-    Scalars scalars;
-  };
-
   const Args& args;
-  const int64_t first_row;
-  const int rows, dim, chunk;
-  Row* of_row;
-  Total* of_chunk;  // of the row that goes on in it
-  int phase = 0;    // of the first row
-  int start, last;  // of the chunk: its first element among all, and before which are those of rows
+  RowTotals<Op>& totals;
+  const int dim, chunk;
+  int start, last;  // of the chunk: its first element among all of the block, and before which are those of rows
   Part part;        // its first
   Chunk<N> loaded;
   typename Op::template Held<1, false, false> held[N];  // its elements
 
-  __device__ __forceinline__ ShortRows(const General& general, Row* of_row, Total* of_chunk)
-      : args(static_cast<const Args&>(general)),
-        first_row(int64_t{blockIdx.x} * args.rows_per_block),
-        rows(static_cast<int>(min(int64_t{args.rows_per_block}, args.rows - first_row))),
-        dim(static_cast<int>(args.dim)),
-        chunk(threadIdx.x),
-        of_row(of_row),
-        of_chunk(of_chunk) {
+  __device__ __forceinline__ ShortRows(const General& general, RowTotals<Op>& totals)
+      : args(static_cast<const Args&>(general)), totals(totals), dim(static_cast<int>(args.dim)), chunk(threadIdx.x) {
     if constexpr (gapless) {
-      phase = phase_of(0);
-      start = chunk * N - phase;
-      last = min(rows * dim - start, N);
-      int first = max(-start, 0);
-      int row = static_cast<int>((start + first + .5f) * static_cast<float>(args.inverse_dim));
+      start = chunk * N - args.block.phase;
+      last = min(elements_in_block() - start, N);
+      int of_rows = max(start, 0), row = __umulhi(2 * of_rows, args.block.inverse_dim);
       int begin = row * dim - start;
-      part = {row, begin, first, min(begin + dim, last)};
+      part = {row, begin, of_rows - start, min(begin + dim, last)};
     } else {
-      int row = chunk / args.places;
-      bool is_there = row < rows;
-      int begin = is_there ? phase_of(row) - chunk % args.places * N : N;
+      int row = chunk / args.block.places;
+      bool is_there = row < rows();
+      int begin = is_there ? phase_of(row) - chunk % args.block.places * N : N;
+      start = -begin;
       last = min(begin + dim, N);
       part = {is_there ? row : 0, begin, max(begin, 0), last};
     }
   }
 
+  __device__ __forceinline__ bool in_last_block() const { return blockIdx.x + 1 == gridDim.x; }
+  __device__ __forceinline__ int rows() const { return in_last_block() ? args.block.last_rows : args.block.rows; }
+  __device__ __forceinline__ int elements_in_block() const {
+    return in_last_block() ? args.block.last_elements : args.block.elements;
+  }
+  __device__ __forceinline__ int64_t first_row() const {
+    return int64_t{blockIdx.x} * static_cast<uint32_t>(args.block.rows);
+  }
+
   // Elements past 16 bytes.
   __device__ __forceinline__ int phase_of(int row) const {
-    return bytes_past_16(Op(args, first_row + row).begin()) / static_cast<int>(sizeof(typename Op::Element));
+    if constexpr (gapless)
+      return args.block.phase;
+    else
+      return bytes_past_16(Op(args, first_row() + row).begin()) / static_cast<int>(sizeof(typename Op::Element));
   }
 
   // f(held, pointer to the row, its elements in the chunk) of every operand.
@@ -132,88 +120,95 @@ struct ShortRows {
     op.each_late(held, next);
   }
 
-  // What a chunk has outside of the rows is 0.
-  __device__ __forceinline__ void load(const Op& op, int offset) {
-    bool whole = true;  // of all at once: else one waits for the other
-    each_operand(op, held[0], [&](auto&, auto row, auto) { whole &= is_whole<N>(row + offset, part.first, last); });
-    if (whole)
-      each_operand(op, held[0], [&]<class E>(auto&, const E* row, E* elements) {
-        copy_pieces<N * sizeof(E)>(elements, row + offset);
-      });
+  // Whether all elements of the chunk are rows'.
+  __device__ __forceinline__ bool is_full() const { return part.first == 0 && last == N; }
+
+  // Whether so are those that lie in the same 16 bytes of any operand, before and behind them.
+  __device__ __forceinline__ bool is_surrounded() const {
+    return gapless && is_full() && (blockIdx.x > 0 || start >= N) &&
+           (!in_last_block() || elements_in_block() - start >= 2 * N);
+  }
+
+  // All operands in one way: else one waits for the other.
+  __device__ __forceinline__ void load(const Op& op) {
+    uintptr_t addresses = 0;
+    each_operand(op, held[0], [&](auto&, auto row, auto) { addresses |= reinterpret_cast<uintptr_t>(row + start); });
+    if (is_full() && addresses % 16 == 0)
+      each_operand(op, held[0],
+                   [&]<class E>(auto&, const E* row, E* to) { copy_pieces<N * sizeof(E)>(to, row + start); });
+    else if (is_surrounded())
+      each_operand(op, held[0],
+                   [&]<class E>(auto&, const E* row, E* to) { copy_across<N * sizeof(E)>(to, row + start); });
     else
-      each_operand(op, held[0], [&]<class E>(auto&, const E* row, E* elements) {
-        memset(elements, 0, N * sizeof(E));
-#pragma unroll
-        for (int j = 0; j < N; j++)
-          if (part.first <= j && j < last) elements[j] = row[offset + j];
-      });
-    unpack(op);
+      each_operand(op, held[0],
+                   [&]<class E>(auto&, const E* row, E* to) { copy_some<N>(to, row + start, part.first, last); });
   }
 
   __device__ __forceinline__ void unpack(const Op& op) {
     each_operand(op, held[0], []<class E>(auto&, const E*, E* elements) { stay_packed<N * sizeof(E)>(elements); });
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      each_operand(op, held[j], [&]<class E>(auto& to, const E*, E* elements) { to.load(elements + j); });
+      each_operand(op, held[j],
+                   [&]<class E>(auto& to, const E*, const E* elements) { to.set({widened(elements, j)}); });
       op.combine(held[j]);
     }
   }
 
-  __device__ __forceinline__ void put(const Part& p, Total sum) const {
-    (p.begins_row() ? of_row[p.row].total : of_chunk[chunk]) = sum;
-  }
+  // Whether an element is behind the first part: asked of one number, whose bits become predicates at once.
+  __device__ __forceinline__ unsigned elements_behind(const Part& p) const { return gapless ? ~0u << p.end : 0; }
+  static __device__ __forceinline__ bool is_behind(unsigned behind, int j) { return j > 0 && behind >> j & 1; }
 
   // The parts of the chunk: of the first one and of what is behind it at once, which is one more where a row is no
   // shorter than a chunk.
   __device__ __forceinline__ void reduce_parts(const Op& op) const {
-    Total terms[N], sum{}, rest{};
-#pragma unroll
-    for (int j = 0; j < N; j++) terms[j] = op.term(held[j]);
+    Total sum{}, rest{};
+    const unsigned behind = elements_behind(part);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      if (!gapless || j < part.end)
-        sum += terms[j];
+      if (is_behind(behind, j))
+        rest = op.add_term(rest, held[j]);
       else
-        rest += terms[j];
+        sum = op.add_term(sum, held[j]);
     }
-    put(part, sum);
-    if (!gapless || part.end == last) return;
-    Part p = part.next(dim, last);
-    if (dim >= N) return put(p, rest);
-    for (; p.is_there(); p = p.next(dim, last)) {
+    totals.put(part, chunk, sum);
+    if (!gapless) return;
+    if (part.end < last) totals.of_row[part.row + 1].total = rest;
+    if (dim >= N) return;
+    for (Part p = part.next(dim, last); p.is_there(); p = p.next(dim, last)) {
       sum = Total{};
 #pragma unroll
       for (int j = 0; j < N; j++)
-        if (p.has(j)) sum += terms[j];
-      put(p, sum);
+        if (p.has(j)) sum = op.add_term(sum, held[j]);
+      totals.of_row[p.row].total = sum;
     }
   }
 
   __device__ __forceinline__ Op opened(int row) const {
-    Op op(args, first_row + row);
-    op.open_rest(args, first_row + row);
+    Op op(args, first_row() + row);
+    op.open_rest(args, first_row() + row);
     return op;
   }
 
   // What the chunks have of a row is added by one thread, which makes of it what all of the row's elements need.
   __device__ __forceinline__ void reduce_row(int row, Op op) const {
-    unsigned begin = gapless ? row * dim + phase : phase_of(row);  // to divide a signed one takes more instructions
-    const Total* chunks = of_chunk + (gapless ? 0 : row * args.places);
-    Total total = of_row[row].total;
+    unsigned begin = phase_of(row) + (gapless ? row * dim : 0);  // to divide a signed one takes more instructions
+    const Total* chunks = totals.of_chunk + (gapless ? 0 : row * args.block.places);
+    Total total = totals.of_row[row].total;
 #pragma unroll 1
     for (unsigned i = begin / N + 1; i <= (begin + dim - 1) / N; i++) total += chunks[i];
     op.finish(total, args);
-    op.store_row(args, first_row + row);
-    of_row[row].scalars = op.scalars();
+    op.store_row(args, first_row() + row);
+    totals.of_row[row].scalars = op.scalars();
   }
 
   // The results of the elements before the part's end by op, of those behind it by of_next.
   template <bool all>
   __device__ __forceinline__ void make(Chunk<N>& results, const Part& p, const Op& op, const Op& of_next) const {
+    const unsigned behind = elements_behind(p);
 #pragma unroll
     for (int j = 0; j < N; j++) {
       if (!all && j < p.first) continue;
-      Op own = j < p.end ? op : of_next;
+      Op own = is_behind(behind, j) ? of_next : op;
       int i = 0;
       auto set = [&]<class E>(const auto& from, E*, bool) { from.store(results.template elements<E>(i++) + j); };
       own.template store<0>(held[j], set);
@@ -221,51 +216,72 @@ struct ShortRows {
     }
   }
 
-  // Of three operands, words wait for the sum and are unpacked again: their halves would take a register each, one of
-  // which is spilled (bfloat16, dim 9, backward with a gradient of the sum, H200, 570 us with the spill, 532 without).
+  // Words wait for the sum and are unpacked again, unless something was made of them: else a register for each half,
+  // and a spill (bfloat16, dim 9, H200, backward 0.87 of the roof for 0.73).
   __device__ __forceinline__ void store() {
     Chunk<N> results;
     Op op = opened(gapless ? 0 : part.row), of_next = op;
-    if constexpr (Op::kChunks.late > 0) unpack(op);
-    op.take(of_row[part.row].scalars);
-    Part next = part.next(dim, last);
-    bool more = gapless && part.end < last;
-    of_next.take(of_row[more ? next.row : part.row].scalars);
+    if constexpr (!Op::kCombines) unpack(op);
+    op.take(totals.of_row[part.row].scalars);
+    of_next.take(totals.of_row[part.row + (gapless ? 1 : 0)].scalars);
     make<true>(results, part, op, of_next);
-    if (more && dim < N)
-      for (next = next.next(dim, last); next.is_there(); next = next.next(dim, last)) {
-        of_next.take(of_row[next.row].scalars);
-        make<false>(results, next, of_next, of_next);
+    if (gapless && dim < N)
+      for (Part p = part.next(dim, last).next(dim, last); p.is_there(); p = p.next(dim, last)) {
+        of_next.take(totals.of_row[p.row].scalars);
+        make<false>(results, p, of_next, of_next);
       }
     int i = 0;
     auto write = [&]<class E>(const auto&, E* row, bool wanted) {
       const E* elements = results.template elements<E>(i++);
-      E* to = row + (gapless ? start : -part.begin);
-      if (!wanted) return;
-      if (is_whole<N>(to, part.first, last)) {
-        copy_pieces<N * sizeof(E)>(to, elements);
-      } else {
-#pragma unroll
-        for (int j = 0; j < N; j++)
-          if (part.first <= j && j < last) to[j] = elements[j];
-      }
+      if (wanted) write_chunk(row + start, elements);
     };
     op.template store<0>(held[0], write);
     op.template store<1>(held[0], write);
   }
 
+  template <class E>
+  __device__ __forceinline__ void write_chunk(E* to, const E* elements) const {
+    constexpr int kBytes = N * sizeof(E);
+    const bool aligned = reinterpret_cast<uintptr_t>(to) % sizeof(Piece<kBytes>) == 0;
+    if (is_full() && aligned)
+      copy_pieces<kBytes>(to, elements);
+    else if (gapless && kBytes == 16 && !aligned)
+      store_across<sizeof(E)>(to, *reinterpret_cast<const uint4*>(elements), part.first, last, lanes_with_chunks());
+    else
+      store_some<N>(to, elements, part.first, last);
+  }
+
+  // Of this warp.
+  __device__ __forceinline__ unsigned lanes_with_chunks() const {
+    const int others = (elements_in_block() - start + N - 1) / N, lanes = threadIdx.x % 32 + others;
+    return lanes < 32 ? ~(~0u << lanes) : ~0u;
+  }
+
+  // Of the block that many further on, unless it is the last one. By one thread.
+  __device__ __forceinline__ void prefetch_ahead() {
+    const int ahead = args.block.ahead;
+    if (!gapless || chunk > 0 || ahead == 0 || blockIdx.x + ahead + 1 >= gridDim.x) return;
+    const int elements = args.block.elements;
+    each_operand(Op(args, 0), held[0], [&]<class E>(auto&, const E* row, auto) {
+      prefetch_bytes(row + int64_t{ahead} * elements, int64_t{elements} * sizeof(E));
+    });
+  }
+
   // A row's own numbers, as a gradient's rstd, are on their way together with the chunks.
   __device__ __forceinline__ void take() {
-    bool has_row = chunk < rows;
-    Op of_own_row = opened(has_row ? chunk : 0);
+    const bool has_row = chunk < rows();
+    Op of_own_row(args, first_row() + (gapless || !has_row ? 0 : chunk));
+    if (has_row) of_own_row.open_rest(args, first_row() + chunk);
+    prefetch_ahead();
     if (part.is_there()) {
-      Op op(args, first_row + (gapless ? 0 : part.row));
-      load(op, gapless ? start : -part.begin);
+      Op op(args, first_row() + (gapless ? 0 : part.row));
+      load(op);
+      unpack(op);
       reduce_parts(op);
     }
     __syncthreads();
     if (has_row) reduce_row(chunk, of_own_row);
-    for (int row = chunk + blockDim.x; row < rows; row += blockDim.x) reduce_row(row, opened(row));
+    for (int row = chunk + blockDim.x; row < rows(); row += blockDim.x) reduce_row(row, opened(row));
     __syncthreads();
     if (part.is_there()) store();
   }
@@ -277,7 +293,8 @@ struct ShortRows {
 template <class Op>
 constexpr int short_row_blocks() {
   constexpr Chunks chunks = Op::kChunks;
-  if (!kIs16Bit<typename Op::Element> || chunks.few || chunks.in_bytes || chunks.gated || chunks.all > 3) return 0;
+  constexpr int size = sizeof(typename Op::Element);
+  if (size > (chunks.backward ? 2 : 4) || chunks.few || chunks.in_bytes || chunks.gated || chunks.all > 3) return 0;
   return chunks.all == 3 ? 5 : chunks.backward ? 6 : 8;
 }
 
@@ -292,15 +309,11 @@ static_assert(rows_fit(kShortRowThreads), "the kernel's places for rows");
 template <class Op>
 __global__ void __launch_bounds__(kMostShortRowThreads, short_row_blocks<Op>())
     short_row_kernel(const __grid_constant__ typename Op::template Args<false> args) {
-  __shared__ union Rows {
-    typename ShortRows<Op, true>::Row gapless[kShortRowThreads * Op::kElements];
-    typename ShortRows<Op, false>::Row others[kShortRowThreads];
-  } of_row;
-  __shared__ typename Op::Total of_chunk[kMostShortRowThreads];
-  if (args.gapless)
-    ShortRows<Op, true>(args, of_row.gapless, of_chunk).take();
+  __shared__ RowTotals<Op> totals;
+  if (args.block.gapless)
+    ShortRows<Op, true>(args, totals).take();
   else
-    ShortRows<Op, false>(args, of_row.others, of_chunk).take();
+    ShortRows<Op, false>(args, totals).take();
 }
 
 }  // namespace srmsnorm

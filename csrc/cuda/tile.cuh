@@ -80,7 +80,7 @@ struct Tile {
     if constexpr (kHeld < vectors) wait_for_copies();
 #pragma unroll
     for (int i = kHeld; i < vectors; i++)
-      if (at(i) < cut.vectors) total += op.term(parked(op, i));
+      if (at(i) < cut.vectors) total = op.add_term(total, parked(op, i));
     return total;
   }
 
@@ -88,7 +88,10 @@ struct Tile {
   __device__ __forceinline__ T reduce(const Op& op, T total) const {
     T of_other{};
 #pragma unroll
-    for (int i = 0; i < kHeld; i++) (reading == Reading::Folded && i % 2 ? of_other : total) += op.term(held[i]);
+    for (int i = 0; i < kHeld; i++) {
+      T& sum = reading == Reading::Folded && i % 2 ? of_other : total;
+      sum = op.add_term(sum, held[i]);
+    }
     return reading == Reading::Folded ? total + of_other : total;
   }
 

@@ -1,0 +1,130 @@
+// What a thread has of short rows: a chunk, the elements that 16 bytes of the main operand hold, of every operand.
+#pragma once
+#include "chunk.cuh"
+#include "convert.cuh"
+
+namespace srmsnorm {
+
+// The part of a chunk that belongs to one row: the elements from first to before end. Element j of the chunk is the
+// row's element j - begin.
+struct Part {
+  int row, begin, first, end;
+
+  __device__ __forceinline__ bool is_there() const { return first < end; }
+  __device__ __forceinline__ bool has(int j) const { return first <= j && j < end; }
+  __device__ __forceinline__ bool begins_row() const { return begin >= first; }
+
+  // The next row's, in a chunk that has elements before last.
+  __device__ __forceinline__ Part next(int dim, int last) const {
+    return {row + 1, begin + dim, end, min(begin + 2 * dim, last)};
+  }
+};
+
+// A chunk of each operand that an Op reads, or of each result, in the order in which it names them: in registers, as it
+// lies in memory.
+template <int N>
+struct Chunk {
+  static constexpr int kMost = N == 2 ? 8 : 4;  // bytes of an element
+  alignas(16) char of[4][kMost * N];
+
+  template <class E>
+  __device__ __forceinline__ E* elements(int operand) {
+    static_assert(sizeof(E) <= kMost);
+    return reinterpret_cast<E*>(of[operand]);
+  }
+};
+
+// The largest pieces in which so many bytes are copied.
+template <int bytes>
+using Piece = std::conditional_t<bytes % 16 == 0, uint4, std::conditional_t<bytes == 8, uint2, uint32_t>>;
+
+template <int bytes>
+__device__ __forceinline__ void copy_pieces(void* to, const void* from) {
+  using Pieces = Piece<bytes>;
+#pragma unroll
+  for (int i = 0; i < bytes / sizeof(Pieces); i++) static_cast<Pieces*>(to)[i] = static_cast<const Pieces*>(from)[i];
+}
+
+// From any address: the chunks of 16 bytes that have a part of it are read as a whole.
+template <int bytes>
+__device__ __forceinline__ void copy_across(void* to, const void* from) {
+  static_assert(bytes % 16 == 0);
+  const int past = bytes_past_16(from);
+  const auto* aligned = reinterpret_cast<const uint4*>(static_cast<const char*>(from) - past);
+  uint4 chunks[bytes / 16 + 1];
+#pragma unroll
+  for (int i = 0; i <= bytes / 16; i++) chunks[i] = aligned[i < bytes / 16 || past ? i : 0];
+#pragma unroll
+  for (int i = 0; i < bytes / 16; i++) static_cast<uint4*>(to)[i] = bytes_from(chunks[i], chunks[i + 1], past);
+}
+
+// The elements from first to before last of N, and 0 for the others. Of 16 bits in words, put together by what the
+// compiler does not take apart again: else also chunks that are read as a whole become halves, in twice the registers.
+template <int N, class E>
+__device__ __forceinline__ void copy_some(E* to, const E* from, int first, int last) {
+  auto has = [&](int j) { return first <= j && j < last; };
+  if constexpr (sizeof(E) == 2) {
+    const auto* halves = reinterpret_cast<const uint16_t*>(from);
+    uint32_t low[N / 2], high[N / 2];
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) {
+      low[i] = has(2 * i) ? halves[2 * i] : 0;
+      high[i] = has(2 * i + 1) ? halves[2 * i + 1] : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < N / 2; i++)
+      asm volatile("mad.lo.u32 %0, %1, 65536, %2;"
+                   : "=r"(reinterpret_cast<uint32_t*>(to)[i])
+                   : "r"(high[i]), "r"(low[i]));
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; j++) to[j] = has(j) ? from[j] : E();
+  }
+}
+
+// The elements from first to before last.
+template <int N, class E>
+__device__ __forceinline__ void store_some(E* to, const E* elements, int first, int last) {
+#pragma unroll
+  for (int j = 0; j < N; j++)
+    if (first <= j && j < last) to[j] = elements[j];
+}
+
+// Of 16 bytes, to where they lie across two times 16: their end together with the next lane's begin, where all of both
+// are stored. By all of these lanes. A function that is called: as part of the kernel it has words spilled.
+template <int size>
+__device__ __noinline__ void store_across(void* to, uint4 own, int first, int last, unsigned lanes) {
+  constexpr int N = 16 / size;
+  using E = std::conditional_t<size == 2, uint16_t, std::conditional_t<size == 4, uint32_t, uint64_t>>;
+  const int lane = threadIdx.x % 32, past = bytes_past_16(to), head = (16 - past) / size;
+  const unsigned full = __ballot_sync(lanes, first == 0 && last == N), with_next = full & full >> 1;
+  const uint4 next{__shfl_down_sync(lanes, own.x, 1), __shfl_down_sync(lanes, own.y, 1),
+                   __shfl_down_sync(lanes, own.z, 1), __shfl_down_sync(lanes, own.w, 1)};
+  if (with_next >> lane & 1) {
+    *reinterpret_cast<uint4*>(static_cast<E*>(to) + head) = bytes_from(own, next, 16 - past);
+    last = head;
+  }
+  if (with_next << 1 >> lane & 1) first = head;
+  store_some<N>(static_cast<E*>(to), reinterpret_cast<const E*>(&own), first, last);
+}
+
+// The compiler must not take words apart and keep the halves in twice the registers.
+template <int bytes>
+__device__ __forceinline__ void stay_packed(void* words) {
+#pragma unroll
+  for (int i = 0; i < bytes / 4; i++) asm volatile("" : "+r"(static_cast<uint32_t*>(words)[i]));
+}
+
+// Element j, in one instruction.
+template <class E>
+__device__ __forceinline__ accumulate_t<E> widened(const E* elements, int j) {
+  if constexpr (sizeof(E) == 2) {
+    float two[2];
+    widen_word<E>(reinterpret_cast<const uint32_t*>(elements)[j / 2], two);
+    return two[j % 2];
+  } else {
+    return widen(elements[j]);
+  }
+}
+
+}  // namespace srmsnorm
