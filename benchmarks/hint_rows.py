@@ -2,7 +2,8 @@
 
 A row says whether what is read is ``kept`` in the L2, how blocks are kept ``apart``, whether a wider y is ``streamed``,
 how many MB ahead rows are prefetched (``balanced``, ``reading``, ``mostly`` and ``bytes``, by what a call moves), and
-whether those of one ``blocks`` are too. ``kept`` and ``apart`` are chosen together; every other hint by operations of
+whether those of one ``blocks`` are too, and so for short rows that are no whole vectors (``short_forward``,
+``short_backward``). ``kept`` and ``apart`` are chosen together; every other hint by operations of
 its own, all others as the neutral row has them. A hint must earn its place: the mean over the cells is better by more
 than noise, and nowhere slower than the neutral row by more than a cell may vary.
 """
@@ -40,6 +41,8 @@ class Row:
     mostly: int = 4
     bytes: int = 2
     blocks: bool = False
+    short_forward: int = 0
+    short_backward: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ TRIALS = {
     ("mostly",): Trial(("backward,sum",), wide=True),
     ("bytes",): Trial(("forward,bytes",), wide=True),
     ("blocks",): Trial(("forward,bytes", "forward,wide"), wide=False),
+    ("short_forward",): Trial(("forward",), wide=False),
+    ("short_backward",): Trial(("backward",), wide=False),
 }
 OPS = list(dict.fromkeys(op for trial in TRIALS.values() for op in trial.ops))
 

@@ -31,6 +31,11 @@ std::vector<Timed> rows_to_time(const std::string& op, int64_t dim) {
       for (auto apart : {Apart::Not, Apart::ByWidth, Apart::BySpeed})
         if (kept || apart != Apart::Not) also([&](GpuClass& row) { row.kept = kept, row.apart = apart; });
   }
+  auto short_ahead = [&](int Ahead::* distance) {
+    for (int each : {2, 4}) also([&](GpuClass& row) { row.ahead.*distance = each; });
+  };
+  if (op == "forward") short_ahead(&Ahead::short_forward);
+  if (op == "backward") short_ahead(&Ahead::short_backward);
   if (op == "forward") ahead(&Ahead::balanced, {0, 4});
   if (op == "forward,residual") ahead(&Ahead::reading, {0, 4});
   if (op == "backward,sum") ahead(&Ahead::mostly, {0, 2});
@@ -93,8 +98,8 @@ float median(std::vector<float>& times) {
 
 void print(const GpuClass& row) {
   const Ahead& ahead = row.ahead;
-  std::printf("%d,%d,%d,%d,%d,%d,%d,%d", row.kept, static_cast<int>(row.apart), row.streamed, ahead.balanced,
-              ahead.reading, ahead.mostly, ahead.bytes, ahead.blocks);
+  std::printf("%d,%d,%d,%d,%d,%d,%d,%d,%d,%d", row.kept, static_cast<int>(row.apart), row.streamed, ahead.balanced,
+              ahead.reading, ahead.mostly, ahead.bytes, ahead.blocks, ahead.short_forward, ahead.short_backward);
 }
 
 // What the table has for this GPU.
@@ -116,7 +121,7 @@ int main(int argc, char** argv) {
   int64_t elements = std::atoll(argv[1]);
   auto buffers = filled_buffers(elements);
   print_present();
-  std::puts("op,dim,kept,apart,streamed,balanced,reading,mostly,bytes,blocks,us");
+  std::puts("op,dim,kept,apart,streamed,balanced,reading,mostly,bytes,blocks,short_forward,short_backward,us");
   for (const auto& op : split(argv[2], ';'))
     for (const auto& text : split(argv[3], ',')) {
       auto space = space_of(elements, std::stoll(text));

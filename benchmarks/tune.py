@@ -31,7 +31,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "half": torch.float16, "float": torch.floa
 OPS = ["forward", "forward,residual", "forward,sum", "backward", "backward,sum"]
 DIMS = "64,128,256,512,1024,2048,3001,4096,8192,12288,16384,28672,32768,65536,131072,262144"
 PLAN = ["threads_per_row", "rows_per_block", "vectors", "cluster"]
-HINTED_DIMS = "64,96,1024,2048,4096,6144,8192,12288,16384,32768,65536,131072"
+HINTED_DIMS = "9,31,33,64,96,1024,2048,4096,6144,8192,12288,16384,32768,65536,131072"
 ELEMENTS_HELP = "Of each operand."
 PROGRAM_HELP = "The program as it is compiled already."
 

@@ -70,7 +70,8 @@ def test_every_operator_has_a_plan(operator, gpu):
             assert found["twice"] or room >= dim // 8 * 8
             assert found["vector_elements"] == 8 and isinstance(found["twice"], bool)
             wide = found["cluster"] > 1 or (gpu is H200 and found["threads_per_row"] > 32 and not found["kept"])
-            assert found["ahead"] == 0 or (wide and not found["twice"])
+            short = gpu is H200 and found["vectors"] == 0
+            assert found["ahead"] == 0 or short or (wide and not found["twice"])
             assert (found["tail"] > 0) == found["kept"]
 
 
@@ -232,6 +233,19 @@ def test_clusters_are_prefetched():
     assert [found["ahead"] for found in wide] == [10, 8]  # 4 MB of 384 KB, 2 MB of 256
     for read_twice in (plan("srms_norm", 65_536, in_phase=False), plan("srms_norm", 2**20)):
         assert read_twice["twice"] and read_twice["ahead"] == 0
+
+
+def test_short_rows_are_prefetched():
+    """Of large calls on an H200: rows that are no whole vectors, of one operand, and of a gradient's two."""
+
+    def ahead(operator, dim, *args, gpu=H200, **options):
+        return plan(operator, dim, *args, gpu=gpu, **options)["ahead"]
+
+    assert ahead("srms_norm", 33) == (4 << 20) // 66 and ahead("_srms_norm_backward_input", 33) == (2 << 20) // 132
+    assert ahead("srms_norm", 33, gpu=H100) == ahead("srms_norm", 33, gpu=A100) == 0
+    assert ahead("srms_norm", 33, BFLOAT, BFLOAT) == ahead("add_srms_norm", 33) == 0
+    assert ahead("_srms_norm_backward_input", 33, BFLOAT, grad_sum=True) == 0
+    assert ahead("srms_norm", 33, rows=1000) == ahead("srms_norm", 32) == ahead("srms_norm", 57) == 0
 
 
 def test_rows_of_a_warp_are_not_prefetched():

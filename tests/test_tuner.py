@@ -14,7 +14,7 @@ from benchmarks.hint_rows import Apart, Gpu, Row
 DIMS = (96, 4096, 28_672, 65_536)
 CARD = Gpu(90, 25_396)
 VALUES = {"streamed": (True,), "balanced": (0, 4), "reading": (0, 4), "mostly": (0, 2), "bytes": (0, 4),
-          "blocks": (True,)}  # fmt: skip
+          "blocks": (True,), "short_forward": (2, 4), "short_backward": (2,)}  # fmt: skip
 
 
 def rows_of_trials(op, dim):
@@ -56,6 +56,7 @@ KEPT, APART, STREAMED = ("kept", True), ("apart", Apart.ByWidth), ("streamed", T
         ({("bytes", 4): 0.03, ("bytes", 0): 0.04, ("balanced", 4): -0.03}, Row(bytes=0)),
         ({("reading", 0): 0.02, ("mostly", 0): 0.01, ("mostly", 2): 0.02}, Row(reading=0, mostly=2)),
         ({("blocks", True): 0.02, ("balanced", 4): 0.01}, Row(balanced=4, blocks=True)),
+        ({("short_forward", 2): 0.05, ("short_forward", 4): 0.06, ("short_backward", 2): -0.02}, Row(short_forward=4)),
         ({KEPT: 0.001, STREAMED: 0.001, ("bytes", 4): 0.001}, Row()),  # noise
         ({}, Row()),
     ],
@@ -98,9 +99,9 @@ def test_what_launches_the_same_is_not_timed():
 
 def test_the_row_as_code():
     """What is printed stands in the table as it is."""
-    h100 = "{90, 25400, true, Apart::ByWidth, true, {2, 2, 4, 4, false}}"
+    h100 = "{90, 25400, true, Apart::ByWidth, true, {2, 2, 4, 4, false, 0, 0}}"
     assert hint_rows.as_code(Gpu(90, 25_396), Row(True, Apart.ByWidth, True, bytes=4)) == h100
-    neutral = "false, Apart::Not, false, {2, 2, 4, 2, false}}"
+    neutral = "false, Apart::Not, false, {2, 2, 4, 2, false, 0, 0}}"
     assert hint_rows.as_code(Gpu(120, 9_870), Row()) == "{120, 9870, " + neutral
     table = (BENCHMARKS.parent / "csrc/cuda/hints.h").read_text()
     assert h100 in table and "kUnmeasured{0, 0, " + neutral in table
@@ -109,13 +110,14 @@ def test_the_row_as_code():
 def test_the_report():
     times = measured({KEPT: 0.02, APART: -0.01, STREAMED: 0.1})
     there = hint_rows.report(times, CARD, Row(True, Apart.Not, True))
-    assert "{90, 25400, true, Apart::Not, true, {2, 2, 4, 2, false}}" in there
+    assert "{90, 25400, true, Apart::Not, true, {2, 2, 4, 2, false, 0, 0}}" in there
     assert there.endswith("The table has it already.")
     gain = [line for line in there.splitlines() if "| backward " in line][0]
     assert gain.count("+2.0 %") == 2 and "+10.0 %" in there
     other = hint_rows.report(times, CARD, Row(False, Apart.ByWidth))
     assert (
-        "another for this GPU, {90, 25400, false, Apart::ByWidth, false, {2, 2, 4, 2, false}}, which takes +" in other
+        "another for this GPU, {90, 25400, false, Apart::ByWidth, false, {2, 2, 4, 2, false, 0, 0}}, which takes +"
+        in other
     )
     assert "-1.0 %" in other.split("another for this GPU")[1]
     assert "needs no row" in hint_rows.report(measured(), CARD, Row())
@@ -125,7 +127,7 @@ def test_what_the_program_prints_is_read():
     from benchmarks import tune
 
     times = measured({KEPT: 0.02})
-    text = "90,25396,1,0,1,2,0,4,2,1\n" + ",".join(times.columns) + "\n"
+    text = "90,25396,1,0,1,2,0,4,2,1,0,0\n" + ",".join(times.columns) + "\n"
     for line in times.itertuples(index=False):
         text += f'"{line.op}",' + ",".join(str(int(value)) for value in line[1:-1]) + f",{line.us:.2f}\n"
     gpu, present, read = tune.read_hints(text)

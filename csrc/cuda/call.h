@@ -247,8 +247,8 @@ Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const
   bool flat = !plan.edges && call.space.levels == 1 && has_instance(plan, reading_of(plan), true, chunks);
   bool gains = flat && !chunks.late && !chunks.gated && !chunks.few;
   if (!flat) plan = general_plan(plan, chunks);
-  if (reading_of(plan) == Reading::InParts && !is_gapless(call))
-    plan.rows_per_block = kShortRowThreads / plan.threads_per_row;
+  bool in_parts = reading_of(plan) == Reading::InParts, gapless = in_parts && is_gapless(call);
+  if (in_parts && !gapless) plan.rows_per_block = kShortRowThreads / plan.threads_per_row;
   auto threads = flat ? fewer_threads(call, plan) : Threads{};
   if (threads.vectors)
     plan = with_threads(plan, threads);
@@ -260,6 +260,7 @@ Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const
   hints.streamed = hints.streamed && writes_wide(call);
   hints.tail = hints.kept ? hints.tail : 0;
   if (!prefetches(sharing_of(plan.cluster, plan.threads_per_row), flat, reading_of(plan), chunks)) hints.ahead = 0;
+  if (gapless) hints.ahead = rows_ahead_of_short(row.ahead, chunks, traffic);
   return {plan, flat, threads.folded, hints};
 }
 
