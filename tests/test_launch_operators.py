@@ -236,7 +236,7 @@ def test_clusters_are_prefetched():
 
 
 def test_short_rows_are_prefetched():
-    """Of large calls on an H200: rows that are no whole vectors, of one operand, and of a gradient's two."""
+    """Of large calls on an H200: rows that are no whole vectors, of one operand, and of a gradient's two of 16 bits."""
 
     def ahead(operator, dim, *args, gpu=H200, **options):
         return plan(operator, dim, *args, gpu=gpu, **options)["ahead"]
@@ -245,6 +245,8 @@ def test_short_rows_are_prefetched():
     assert ahead("srms_norm", 33, gpu=H100) == ahead("srms_norm", 33, gpu=A100) == 0
     assert ahead("srms_norm", 33, BFLOAT, BFLOAT) == ahead("add_srms_norm", 33) == 0
     assert ahead("_srms_norm_backward_input", 33, BFLOAT, grad_sum=True) == 0
+    assert ahead("_srms_norm_backward_input", 9, FLOAT) == 0 and ahead("srms_norm", 9, FLOAT) == (4 << 20) // 36
+    assert ahead("_srms_norm_backward_pair", 33, residual_dtype=FLOAT) == 0
     assert ahead("srms_norm", 33, rows=1000) == ahead("srms_norm", 32) == ahead("srms_norm", 57) == 0
 
 

@@ -260,7 +260,7 @@ Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const
   hints.streamed = hints.streamed && writes_wide(call);
   hints.tail = hints.kept ? hints.tail : 0;
   if (!prefetches(sharing_of(plan.cluster, plan.threads_per_row), flat, reading_of(plan), chunks)) hints.ahead = 0;
-  if (gapless) hints.ahead = rows_ahead_of_short(row.ahead, chunks, traffic);
+  if (gapless) hints.ahead = rows_ahead_of_short(row.ahead, op, traffic);
   return {plan, flat, threads.folded, hints};
 }
 

@@ -16,7 +16,7 @@ struct Ahead {
   int mostly;    // where less than half is
   int bytes;     // of one operand that becomes bytes, whatever is written; and where no row is
   bool blocks;   // rows of one block as well, where they become bytes or wider; others' are those of clusters alone
-  // Of short rows that are no whole vectors: forward of one operand, and backward of two.
+  // Of short rows that are no whole vectors: forward of one operand, and backward of two where all are of 16 bits.
   int short_forward, short_backward;
 };
 
@@ -47,10 +47,11 @@ struct GpuClass {
 // .97 with 4, 65536 .96 and 1.01. H200, us with none, 2 MB and 4 MB, dim 131072: forward 284, 266, 262; beside a float
 // gradient 658, 656, 646; but backward 375, 384, 384, with a gradient of the sum 501, 519, 518, fp8 297, 264, 259;
 // rstd 65536 .86 of the roof with 4 MB, .77 with none.
-// Of short rows, H200, of the roof with none, 2 MB and 4 MB: forward 9 .89, .98, .99, 33 .86, .97, .97; with none and 2
-// MB: backward 9 .87, .89, 33 .85, .91; but with residual 31 1.00 and .90.
 // In blocks, H200, us with none and with 4 MB: fp8 4096 206 and 199, 12288 246 and 216, a float y 4096 403 and 390;
 // H100: no gain.
+// Of short rows, H200, of the roof with none, 2 MB and 4 MB: forward 9 .89, .98, .99, 33 .86, .97, .97; with none and 2
+// MB: backward 9 .87, .89, 33 .85, .91; but in float32 9 .97, .94, beside float32 31 .93, .89, with residual, in 16
+// bits, 31 1.00, .90.
 constexpr GpuClass kMeasured[] = {{90, 25400, true, Apart::ByWidth, true, {2, 2, 4, 4, false, 0, 0}},
                                   {90, 37250, true, Apart::BySpeed, false, {4, 0, 0, 4, true, 4, 2}}};
 constexpr GpuClass kUnmeasured{0, 0, false, Apart::Not, false, {2, 2, 4, 2, false, 0, 0}};
@@ -173,10 +174,10 @@ constexpr int rows_of(int64_t bytes, int64_t of_row) {
 }
 
 // Of short rows that are no whole vectors.
-constexpr int rows_ahead_of_short(const Ahead& ahead, Chunks chunks, const Traffic& traffic) {
-  int megabytes = 0;
-  if (chunks.backward && chunks.all == 2) megabytes = ahead.short_backward;
-  if (!chunks.backward && chunks.all == 1) megabytes = ahead.short_forward;
+constexpr int rows_ahead_of_short(const Ahead& ahead, const OpTraits& op, const Traffic& traffic) {
+  int megabytes = 0, operands = op.chunks.all;
+  if (op.chunks.backward && operands == 2 && op.element_size == 2 && !op.mixed) megabytes = ahead.short_backward;
+  if (!op.chunks.backward && operands == 1) megabytes = ahead.short_forward;
   bool wanted = megabytes && is_large(traffic) && !traffic.repeats;
   return wanted ? rows_of(int64_t{megabytes} << 20, traffic.read) : 0;
 }
