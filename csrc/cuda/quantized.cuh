@@ -144,15 +144,9 @@ struct Bytes : SumBeside<Source, Source::Operands::kCount + 1> {
   // To the input's type, as which it is returned.
   template <int N>
   static __device__ __forceinline__ void round(float (&y)[N]) {
-    if constexpr (N == 1) {
-      T one[1];
-      narrow(y, one);
-      y[0] = widen(one[0]);
-    } else {
-      Vector<T, N> rounded;
-      rounded.set(y);
-      rounded.widened(y);
-    }
+    Vector<T, N> rounded;
+    rounded.set(y);
+    rounded.widened(y);
   }
 
   template <int pass, int N, class Finish, class F>

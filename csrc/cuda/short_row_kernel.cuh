@@ -74,7 +74,7 @@ struct ShortRows {
   int start, last;  // of the chunk: its first element among all of the block, and before which are those of rows
   Part part;        // its first
   Chunk<N> loaded;
-  typename Op::template Held<1, false, false> held[N];  // its elements
+  typename Op::template Held<1, true, true> held[N];  // its elements
 
   __device__ __forceinline__ ShortRows(const General& general, RowTotals<Op>& totals)
       : args(static_cast<const Args&>(general)), totals(totals), dim(static_cast<int>(args.dim)), chunk(threadIdx.x) {
@@ -149,7 +149,7 @@ struct ShortRows {
 #pragma unroll
     for (int j = 0; j < N; j++) {
       each_operand(op, held[j],
-                   [&]<class E>(auto& to, const E*, const E* elements) { to.set({widened(elements, j)}); });
+                   [&]<class E>(auto& to, const E*, const E* elements) { to.element[0] = widened(elements, j); });
       op.combine(held[j]);
     }
   }

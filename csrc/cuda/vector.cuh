@@ -177,19 +177,24 @@ struct Vector<T, N> {
   __device__ __forceinline__ void set(const accumulate_t<T> (&from)[N]) { narrow(from, elements.of); }
 };
 
-// One element, in the accumulation type: rounded when it is stored.
+// One element.
 template <class T>
 struct Vector<T, 1> {
+  T element[1];
+
+  __device__ __forceinline__ void load(const T* from) { element[0] = *from; }
+  __device__ __forceinline__ void store(T* to) const { *to = element[0]; }
+  __device__ __forceinline__ void widened(accumulate_t<T> (&to)[1]) const { to[0] = widen(element[0]); }
+  __device__ __forceinline__ void set(const accumulate_t<T> (&from)[1]) { narrow(from, element); }
+};
+
+// One that was unpacked of a chunk: in the accumulation type, whatever chunk its operand lies in.
+template <class T>
+  requires(!std::is_void_v<T>)
+struct Vector<T, 1, true> {
   accumulate_t<T> element[1];
 
-  __device__ __forceinline__ void load(const T* from) { element[0] = widen(*from); }
-  __device__ __forceinline__ void store(T* to) const {
-    T narrowed[1];
-    narrow(element, narrowed);
-    *to = narrowed[0];
-  }
   __device__ __forceinline__ void widened(accumulate_t<T> (&to)[1]) const { to[0] = element[0]; }
-  __device__ __forceinline__ void set(const accumulate_t<T> (&from)[1]) { element[0] = from[0]; }
 };
 
 // Whether f is for wanted results and others: f(vector, row, whether it is wanted); else f(vector, row).
