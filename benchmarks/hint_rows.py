@@ -2,10 +2,10 @@
 
 A row says whether what is read is ``kept`` in the L2, how blocks are kept ``apart``, whether a wider y is ``streamed``,
 how many MB ahead rows are prefetched (``balanced``, ``reading``, ``mostly`` and ``bytes``, by what a call moves), and
-whether those of one ``blocks`` are too, and so for short rows that are no whole vectors (``short_forward``,
-``short_backward``). ``kept`` and ``apart`` are chosen together; every other hint by operations of
-its own, all others as the neutral row has them. A hint must earn its place: the mean over the cells is better by more
-than noise, and nowhere slower than the neutral row by more than a cell may vary.
+whether those of one ``blocks`` are too, and the same of short rows that are no whole vectors (``short_forward``,
+``short_backward``). ``kept`` and ``apart`` are chosen together; every other hint by operations of its own, all others
+as the neutral row has them. A hint must earn its place: the mean over the cells is better by more than noise, and
+nowhere slower than the neutral row by more than a cell may vary.
 """
 
 import dataclasses

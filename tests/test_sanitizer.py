@@ -120,25 +120,37 @@ def test_operands_that_lie_differently(cuda, kind, layouts):
             assert (around == 7.0).all()
 
 
-@pytest.mark.parametrize("layouts", [*OUT_OF_PHASE[1:], (samples.contiguous, samples.misaligned)], ids=names)
+def at_the_end(values, offset, device):
+    """The values so many elements past an aligned address, up to the end of their memory: (memory, view)."""
+    memory = torch.full((offset + values.numel(),), 7.0, dtype=values.dtype, device=device)
+    return memory, memory[offset:].view(values.shape).copy_(values)
+
+
+@pytest.mark.parametrize("offsets", [(0, 1), (1, 0), (3, 7), (7, 4)], ids=str)
 @pytest.mark.parametrize("kind", [Kind(BFLOAT, BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT, FLOAT)], ids=str)
-def test_short_rows_that_lie_differently(cuda, kind, layouts):
-    """Whose elements are read with what is before and behind them, but for the first and the last; fresh and in
-    place."""
-    first, second = layouts
-    for dim in (1, 5, 9, 33):
-        for rows in (1, 2, 400):
+def test_short_rows_that_lie_differently(cuda, kind, offsets):
+    """What is read with its neighbours, and stored across lanes: one row, a few, and one behind full blocks."""
+    first, second = offsets
+    for dim in (1, 2, 5, 9, 33):
+        block = srmsnorm.launch_plan(dim, kind.dtype, kind.residual)["rows_per_block"]
+        for rows in (1, 2, block + 1, 2 * block + 1):
             held = samples.forward(kind, (rows, dim))
             want, sum = truth.forward(*held)[0], truth.rounded_sum(*held)
-            around_input, input = guarded(held[0], first, cuda)
-            around_residual, residual = guarded(held[1], second, cuda)
-            y = srmsnorm.srms_norm(input, residual)
+            around_input, input = at_the_end(held[0], first, cuda)
+            around_residual, residual = at_the_end(held[1], second, cuda)
+            y, fresh_sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, residual, None)
             assert_output(y.cpu(), want)
+            assert torch.equal(fresh_sum.cpu(), sum)
+            assert torch.equal(srmsnorm.srms_norm(input, residual), y)
+
+            g = samples.grad_output(kind, (rows, dim))
+            operands = at_the_end(g, second, cuda)[1], at_the_end(y.cpu(), first, cuda)[1], rstd
+            grad = torch.ops.srmsnorm._srms_norm_backward(*operands).cpu()
+            assert_backward(grad, truth.backward(g, y.cpu(), rstd.cpu(), None), g, y.cpu(), rstd.cpu(), None)
+
             srmsnorm.add_srms_norm_(input, residual)
             assert torch.equal(input, y) and torch.equal(residual.cpu(), sum)
-            for around, view in ((around_input, input), (around_residual, residual)):
-                view.fill_(7.0)
-                assert (around == 7.0).all()
+            assert (around_input[:first] == 7.0).all() and (around_residual[:second] == 7.0).all()
 
 
 @pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT)], ids=str)

@@ -51,7 +51,7 @@ struct SourceBeside {
   }
 };
 
-// Backward that keeps the input: term, finish and store are to be added.
+// Backward that keeps the input: add_term, finish and store are to be added.
 template <class T, class G, template <class> class List>
 struct BackwardBeside : BackwardOp {
   using Element = T;

@@ -16,7 +16,7 @@ struct Ahead {
   int mostly;    // where less than half is
   int bytes;     // of one operand that becomes bytes, whatever is written; and where no row is
   bool blocks;   // rows of one block as well, where they become bytes or wider; others' are those of clusters alone
-  // Of short rows that are no whole vectors: forward of one operand, and backward of two where all are of 16 bits.
+  // Of short rows that are no whole vectors: the norm of one operand, and backward of two where all are of 16 bits.
   int short_forward, short_backward;
 };
 
@@ -177,7 +177,7 @@ constexpr int rows_of(int64_t bytes, int64_t of_row) {
 constexpr int rows_ahead_of_short(const Ahead& ahead, const OpTraits& op, const Traffic& traffic) {
   int megabytes = 0, operands = op.chunks.all;
   if (op.chunks.backward && operands == 2 && op.element_size == 2 && !op.mixed) megabytes = ahead.short_backward;
-  if (!op.chunks.backward && operands == 1) megabytes = ahead.short_forward;
+  if (is_norm(op.chunks) && operands == 1) megabytes = ahead.short_forward;
   bool wanted = megabytes && is_large(traffic) && !traffic.repeats;
   return wanted ? rows_of(int64_t{megabytes} << 20, traffic.read) : 0;
 }

@@ -77,16 +77,17 @@ struct FlatArgs {
   __host__ __device__ const Operand& of(int i) const { return i < first ? loaded_first[i] : others[i - first]; }
 };
 
-// Of short rows that are no whole vectors, the rows of a block. gapless: rows follow each other without gaps in all
-// operands; phase, inverse_dim and ahead are for those alone.
+// Of short rows that are no whole vectors, the rows of a block.
 struct BlockOfShortRows {
-  int rows, last_rows;          // of every block, and of the last one
-  int elements, last_elements;  // of those
-  int places;                   // of a row, for its chunks
+  int rows, last_rows;  // of every block, and of the last one
+  bool gapless;         // rows follow each other without gaps in all operands
+  // Where they do not:
+  int places;  // of a row, for its chunks
+  // Where they do:
+  int elements, last_elements;  // of those rows
   int phase;                    // elements of the main operand past 16 bytes
   int ahead;                    // blocks, as LaunchHints has it in rows
   uint32_t inverse_dim;         // 2^31 / dim, rounded up
-  bool gapless;
 };
 
 // Of rows that may lie anywhere.

@@ -5,57 +5,10 @@
 // the roof with 205 instructions a thread (bfloat16, dim 9 to 31, forward), is at 0.91 with 180, and 0.98 where a block
 // further on is prefetched as well. A thread of two chunks has fewer, but too few are on their way: 0.76.
 #pragma once
-#include <cstddef>
-
 #include "row_kernel.cuh"
-#include "short_row_chunk.cuh"
+#include "short_row_block.cuh"
 
 namespace srmsnorm {
-
-// The operands of an Op that have whole rows, by bits.
-template <class Op>
-constexpr unsigned whole_rows() {
-  typename Op::Call call{};
-  Op::Call::zip([](Use use, Rows& rows) { rows.strides[0] = use.whole_row; }, call);
-  unsigned bits = 0;
-  Op::Operands::each(call, [&](const Rows& rows, int i) { bits |= static_cast<unsigned>(rows.strides[0]) << i; });
-  return bits;
-}
-
-// The arguments where rows follow each other without gaps: a whole row's operands as they lie at the block's first one.
-template <class Op>
-struct GaplessArgs : Op::template Args<false> {
-  using General = typename Op::template Args<false>;
-  static constexpr bool kFlat = true;
-  static constexpr unsigned kWholeRows = whole_rows<Op>();
-
-  __device__ __forceinline__ int64_t offset(int i, int64_t row) const {
-    if (kWholeRows >> i & 1) return int64_t{blockIdx.x} * static_cast<uint32_t>(this->block.elements);
-    return General::offset(i, row);
-  }
-};
-
-// What threads of a block tell each other of its rows. One more of them than there are may be read, and is not used.
-template <class Op>
-struct RowTotals {
-  static constexpr int kMostRows = kShortRowThreads * Op::kElements;
-
-  // What the chunk in which it begins has of its total; then, in the same place, what is made of all of it.
-  union Row {
-    typename Op::Total total;
-    typename Op::Scalars scalars;
-  };
-
-  Row of_row[kMostRows + 1];
-  typename Op::Total of_chunk[kMostShortRowThreads];  // of the row that goes on in it
-
-  // By its bytes: a choice of two addresses becomes two stores.
-  __device__ __forceinline__ void put(const Part& part, int chunk, typename Op::Total total) {
-    constexpr int kOfRow = sizeof(Row), kOfChunk = sizeof(total);
-    int place = part.begins_row() ? part.row * kOfRow : int{offsetof(RowTotals, of_chunk)} + chunk * kOfChunk;
-    *reinterpret_cast<typename Op::Total*>(reinterpret_cast<char*>(this) + place) = total;
-  }
-};
 
 // The rows of a block, as one of its threads has them. An Op is as row_kernel.cuh says. A row is summed chunk by chunk,
 // from one 16-byte boundary of the main operand to the next, and a chunk element by element: in an order that dim and
@@ -71,7 +24,8 @@ struct ShortRows {
   const Args& args;
   RowTotals<Op>& totals;
   const int dim, chunk;
-  int start, last;  // of the chunk: its first element among all of the block, and before which are those of rows
+  int start, last;  // of the chunk: its first element among the block's (the row's, where there are gaps), and before
+                    // which are those of rows
   Part part;        // its first
   Chunk<N> loaded;
   typename Op::template Held<1, true, true> held[N];  // its elements
@@ -123,10 +77,11 @@ struct ShortRows {
   // Whether all elements of the chunk are rows'.
   __device__ __forceinline__ bool is_full() const { return part.first == 0 && last == N; }
 
-  // Whether so are those that lie in the same 16 bytes of any operand, before and behind them.
+  // Whether so are those that lie in the same 16 bytes of any operand, before and behind them. Behind a block that is
+  // followed by the last one there may be fewer than a chunk has.
   __device__ __forceinline__ bool is_surrounded() const {
     return gapless && is_full() && (blockIdx.x > 0 || start >= N) &&
-           (!in_last_block() || elements_in_block() - start >= 2 * N);
+           (blockIdx.x + 2 < gridDim.x || elements_in_block() - start >= 2 * N);
   }
 
   // All operands in one way: else one waits for the other.
@@ -243,12 +198,13 @@ struct ShortRows {
   __device__ __forceinline__ void write_chunk(E* to, const E* elements) const {
     constexpr int kBytes = N * sizeof(E);
     const bool aligned = reinterpret_cast<uintptr_t>(to) % sizeof(Piece<kBytes>) == 0;
-    if (is_full() && aligned)
-      copy_pieces<kBytes>(to, elements);
-    else if (gapless && kBytes == 16 && !aligned)
-      store_across<sizeof(E)>(to, *reinterpret_cast<const uint4*>(elements), part.first, last, lanes_with_chunks());
-    else
-      store_some<N>(to, elements, part.first, last);
+    if (is_full() && aligned) return copy_pieces<kBytes>(to, elements);
+    if constexpr (gapless && kBytes == 16)
+      if (!aligned) {
+        uint4 chunk = *reinterpret_cast<const uint4*>(elements);
+        return store_across<sizeof(E)>(to, chunk, part.first, last, lanes_with_chunks());
+      }
+    store_some<N>(to, elements, part.first, last);
   }
 
   // Of this warp.
@@ -287,9 +243,10 @@ struct ShortRows {
   }
 };
 
-// Blocks of the most threads that a multiprocessor is to have room for; 0: left to the compiler. As many as spill next
-// to nothing: dim 31, H200, forward 0.85 of the roof with 8, 0.79 with 6, with residual 0.95 and 0.88; backward 0.86
-// with 6, with 8 0.47.
+// Blocks of the most threads that a multiprocessor is to have room for; 0: left to the compiler, as backward in
+// float32, which takes as many registers as 6 leave. As many as spill next to nothing (sm_90; on sm_80 the norm with a
+// residual spills 28 bytes): dim 31, H200, before it took fewer instructions, forward 0.85 of the roof with 8, 0.79
+// with 6, with residual 0.95 and 0.88; backward 0.86 with 6, with 8 0.47.
 template <class Op>
 constexpr int short_row_blocks() {
   constexpr Chunks chunks = Op::kChunks;
