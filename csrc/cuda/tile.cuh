@@ -89,8 +89,8 @@ struct Tile {
     T of_other{};
 #pragma unroll
     for (int i = 0; i < kHeld; i++) {
-      T& sum = reading == Reading::Folded && i % 2 ? of_other : total;
-      sum = op.add_term(sum, held[i]);
+      T& part = reading == Reading::Folded && i % 2 ? of_other : total;
+      part = op.add_term(part, held[i]);
     }
     return reading == Reading::Folded ? total + of_other : total;
   }
