@@ -41,6 +41,10 @@ def sliced(tensors, rows):
     return [None if t is None else t[rows] for t in tensors]
 
 
+def moved(values, layout):
+    return None if values is None else layout(values.shape, dtype=values.dtype, device=values.device).copy_(values)
+
+
 def assert_bits(got, want):
     for key, tensor in want.items():
         assert torch.equal(got[key], tensor), key
@@ -193,9 +197,6 @@ def test_short_whole_rows_anywhere(cuda, kind, layouts):
     alignment matters, with gaps between rows and without, nor that half the threads take those that are not aligned
     (but of 8 and 192 in 16 bits, and 384)."""
 
-    def moved(values, layout):
-        return None if values is None else layout(values.shape, dtype=values.dtype, device=cuda).copy_(values)
-
     def everything(input, residual, g, y, rstd, gh):
         ops = torch.ops.srmsnorm
         found = {"norm": ops._srms_norm(input, residual, None), "rstd": srmsnorm.rstd(input, residual)}
@@ -253,9 +254,6 @@ def test_short_rows_beside_others(cuda, kind):
             input, residual = samples.forward(kind, (1500, dim), cuda, layout=first)
             g, gh = samples.grad_output(kind, (1500, dim), cuda), samples.grad_sum(kind, (1500, dim), cuda)
             want = everything(input, residual, g, gh)
-
-            def moved(values, layout):
-                return None if values is None else layout(values.shape, dtype=values.dtype, device=cuda).copy_(values)
 
             assert_bits(everything(input, moved(residual, second), moved(g, second), moved(gh, second)), want)
 

@@ -247,6 +247,7 @@ def test_short_rows_are_prefetched():
     assert ahead("_srms_norm_backward_input", 33, BFLOAT, grad_sum=True) == 0
     assert ahead("_srms_norm_backward_input", 9, FLOAT) == 0 and ahead("srms_norm", 9, FLOAT) == (4 << 20) // 36
     assert ahead("_srms_norm_backward_pair", 33, residual_dtype=FLOAT) == 0
+    assert ahead("rstd", 33) == ahead("srms_norm", 33, out_dtype=FLOAT) == ahead("srms_norm_quantized", 33) == 0
     assert ahead("srms_norm", 33, rows=1000) == ahead("srms_norm", 32) == ahead("srms_norm", 57) == 0
 
 

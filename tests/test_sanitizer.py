@@ -3,6 +3,8 @@
 Values are made and checked on the CPU, so that little runs beside the kernels.
 """
 
+import functools
+
 import plans
 import pytest
 import samples
@@ -91,66 +93,57 @@ def names(layouts):
     return "+".join(layout.__name__ for layout in layouts)
 
 
-@pytest.mark.parametrize("layouts", OUT_OF_PHASE, ids=names)
-@pytest.mark.parametrize(
-    "kind", [Kind(BFLOAT, BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT, FLOAT), Kind(DOUBLE, DOUBLE)], ids=str
-)
-def test_operands_that_lie_differently(cuda, kind, layouts):
-    """Against the truth, fresh and in place; also what is beside the rows stays as it was."""
-    first, second = layouts
-    for dim in (12, 64, 200, 300, 1024, 8192 * 2 // kind.dtype.itemsize, 65_536, 2**20):
-        shape = rows_for(dim), dim
-        held = samples.forward(kind, shape)
-        want, sum = truth.forward(*held)[0], truth.rounded_sum(*held)
-        around_input, input = guarded(held[0], first, cuda)
-        around_residual, residual = guarded(held[1], second, cuda)
-        y, fresh_sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, residual, None)
-        assert_output(y.cpu(), want)
-        assert torch.equal(fresh_sum.cpu(), sum)
-
-        g, gh = samples.grad_output(kind, shape), samples.grad_sum(kind, shape)
-        operands = (guarded(g, second, cuda)[1], guarded(y.cpu(), first, cuda)[1], rstd, guarded(gh, second, cuda)[1])
-        expected = truth.backward(g, y.cpu(), rstd.cpu(), gh)
-        assert_backward(torch.ops.srmsnorm._srms_norm_backward(*operands).cpu(), expected, g, y.cpu(), rstd.cpu(), gh)
-
-        srmsnorm.add_srms_norm_(input, residual)
-        assert torch.equal(input, y) and torch.equal(residual.cpu(), sum)
-        for around, view in ((around_input, input), (around_residual, residual)):
-            view.fill_(7.0)
-            assert (around == 7.0).all()
-
-
 def at_the_end(values, offset, device):
     """The values so many elements past an aligned address, up to the end of their memory: (memory, view)."""
     memory = torch.full((offset + values.numel(),), 7.0, dtype=values.dtype, device=device)
     return memory, memory[offset:].view(values.shape).copy_(values)
 
 
+def assert_true_and_nothing_else_written(kind, shape, first, second):
+    """Against the truth, fresh and in place, of input and output placed by ``first``, a function of the values as
+    ``guarded``, and of the operands beside them by ``second``; what is beside the rows stays as it was."""
+    held = samples.forward(kind, shape)
+    want, sum = truth.forward(*held)[0], truth.rounded_sum(*held)
+    around_input, input = first(held[0])
+    around_residual, residual = second(held[1])
+    y, fresh_sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, residual, None)
+    assert_output(y.cpu(), want)
+    assert torch.equal(fresh_sum.cpu(), sum)
+
+    g, gh = samples.grad_output(kind, shape), samples.grad_sum(kind, shape)
+    for sum_gradient in (None, gh):
+        late = None if sum_gradient is None else second(sum_gradient)[1]
+        grad = torch.ops.srmsnorm._srms_norm_backward(second(g)[1], first(y.cpu())[1], rstd, late)
+        expected = truth.backward(g, y.cpu(), rstd.cpu(), sum_gradient)
+        assert_backward(grad.cpu(), expected, g, y.cpu(), rstd.cpu(), sum_gradient)
+
+    srmsnorm.add_srms_norm_(input, residual)
+    assert torch.equal(input, y) and torch.equal(residual.cpu(), sum)
+    for around, view in ((around_input, input), (around_residual, residual)):
+        view.fill_(7.0)
+        assert (around == 7.0).all()
+
+
+@pytest.mark.parametrize("layouts", OUT_OF_PHASE, ids=names)
+@pytest.mark.parametrize(
+    "kind", [Kind(BFLOAT, BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT, FLOAT), Kind(DOUBLE, DOUBLE)], ids=str
+)
+def test_operands_that_lie_differently(cuda, kind, layouts):
+    """Lanes, warps, blocks with and without clusters, read once and twice."""
+    places = [functools.partial(guarded, layout=layout, device=cuda) for layout in layouts]
+    for dim in (12, 64, 200, 300, 1024, 8192 * 2 // kind.dtype.itemsize, 65_536, 2**20):
+        assert_true_and_nothing_else_written(kind, (rows_for(dim), dim), *places)
+
+
 @pytest.mark.parametrize("offsets", [(0, 1), (1, 0), (3, 7), (7, 4)], ids=str)
 @pytest.mark.parametrize("kind", [Kind(BFLOAT, BFLOAT), Kind(HALF, FLOAT), Kind(FLOAT, FLOAT)], ids=str)
 def test_short_rows_that_lie_differently(cuda, kind, offsets):
     """What is read with its neighbours, and stored across lanes: one row, a few, and one behind full blocks."""
-    first, second = offsets
+    places = [functools.partial(at_the_end, offset=offset, device=cuda) for offset in offsets]
     for dim in (1, 2, 5, 9, 33):
         block = srmsnorm.launch_plan(dim, kind.dtype, kind.residual)["rows_per_block"]
         for rows in (1, 2, block + 1, 2 * block + 1):
-            held = samples.forward(kind, (rows, dim))
-            want, sum = truth.forward(*held)[0], truth.rounded_sum(*held)
-            around_input, input = at_the_end(held[0], first, cuda)
-            around_residual, residual = at_the_end(held[1], second, cuda)
-            y, fresh_sum, rstd = torch.ops.srmsnorm._add_srms_norm(input, residual, None)
-            assert_output(y.cpu(), want)
-            assert torch.equal(fresh_sum.cpu(), sum)
-            assert torch.equal(srmsnorm.srms_norm(input, residual), y)
-
-            g = samples.grad_output(kind, (rows, dim))
-            operands = at_the_end(g, second, cuda)[1], at_the_end(y.cpu(), first, cuda)[1], rstd
-            grad = torch.ops.srmsnorm._srms_norm_backward(*operands).cpu()
-            assert_backward(grad, truth.backward(g, y.cpu(), rstd.cpu(), None), g, y.cpu(), rstd.cpu(), None)
-
-            srmsnorm.add_srms_norm_(input, residual)
-            assert torch.equal(input, y) and torch.equal(residual.cpu(), sum)
-            assert (around_input[:first] == 7.0).all() and (around_residual[:second] == 7.0).all()
+            assert_true_and_nothing_else_written(kind, (rows, dim), *places)
 
 
 @pytest.mark.parametrize("kind", [Kind(FLOAT, FLOAT), Kind(BFLOAT, FLOAT)], ids=str)
