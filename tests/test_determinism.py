@@ -1,5 +1,6 @@
 """Same row, same bits: whatever is around the row, whatever else is written, wherever it runs."""
 
+import functools
 import json
 
 import fresh
@@ -223,25 +224,25 @@ def test_short_whole_rows_anywhere(cuda, kind, layouts):
         assert torch.equal(elsewhere["rstd"][0], elsewhere["norm"][1])
 
 
+SHORT = (*range(1, 8), 9, 12, 15, 31, 33, 43, 45, 55, 57, 60, 65, 97, 111)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_short_rows_with_and_without_gaps(cuda, kind):
     """Rows that blocks take many of, as one stream of elements or one by one: the same where each lies as far past 16
-    bytes. Blocks begin and end within a vector or not."""
+    bytes. Blocks begin and end within a vector or not; those shorter than one wherever they begin in it."""
 
-    def spread(shape, **options):
+    def later(first, shape, **options):
         rows, dim = shape
-        return torch.empty((rows, dim + 16), **options)[:, :dim]
+        return torch.empty((rows * dim + first,), **options)[first:].view(shape)
 
-    def later(shape, **options):
+    def spread(first, shape, **options):
         rows, dim = shape
-        return torch.empty((rows * dim + 3,), **options)[3:].view(shape)
+        return torch.empty((rows, dim + 16), **options)[:, first : dim + first]
 
-    def later_and_spread(shape, **options):
-        rows, dim = shape
-        return torch.empty((rows, dim + 16), **options)[:, 3 : dim + 3]
-
-    for dim in (1, 2, 3, 5, 7, 9, 12, 15, 31, 33, 43, 45, 55):
-        for near, far in ((samples.contiguous, spread), (later, later_and_spread)):
+    for dim in SHORT:
+        for first in range(8) if dim < 8 else (0, 3):
+            near, far = (functools.partial(layout, first) for layout in (later, spread))
             want = everything(*operands(kind, (1500, dim), cuda, near))
             assert_bits(everything(*operands(kind, (1500, dim), cuda, far)), want)
 
@@ -249,7 +250,7 @@ def test_short_rows_with_and_without_gaps(cuda, kind):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_short_rows_beside_others(cuda, kind):
     """It does not matter how other operands lie than the one that is reduced."""
-    for dim in (1, 2, 3, 5, 7, 9, 12, 15, 31, 33, 43, 45, 55):
+    for dim in SHORT:
         for first, second in ((samples.contiguous, samples.misaligned), (samples.misaligned, samples.contiguous)):
             input, residual = samples.forward(kind, (1500, dim), cuda, layout=first)
             g, gh = samples.grad_output(kind, (1500, dim), cuda), samples.grad_sum(kind, (1500, dim), cuda)

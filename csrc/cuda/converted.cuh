@@ -13,26 +13,42 @@ struct ConvertedArgs : Args {
   bool streams;  // LaunchHints::streamed
 };
 
-// f(vector, row), once, with the numbers in that dtype and the row as one of it. Of the types that go with the
-// accumulation type; the branch is the same in all threads.
+// f(E()), once, for that dtype. Of the types that go with the accumulation type; the branch is the same in all threads.
+template <class A, class F>
+__device__ __forceinline__ void with_written(DType dtype, F f) {
+  if constexpr (std::is_same_v<A, double>)
+    f(double());
+  else if (dtype == DType::Half)
+    f(half());
+  else if (dtype == DType::BFloat16)
+    f(bfloat16());
+  else
+    f(float());
+}
+
+// f(vector, row), once, with the numbers in that dtype and the row as one of it.
 template <class A, int N, class F>
 __device__ __forceinline__ void store_as(DType dtype, bool streams, bool wanted, const A (&numbers)[N], void* row,
                                          F f) {
-  if (!kAsksWhether<F> && !wanted) return;
-  auto as = [&]<class Out>(Out out, auto* to) {
-    out.set(numbers);
-    store_if(wanted, f, out, to);
-  };
-  if constexpr (std::is_same_v<A, double>) {
-    as(Vector<double, N>(), static_cast<double*>(row));
-  } else if (dtype == DType::Half) {
-    as(Vector<half, N>(), static_cast<half*>(row));
-  } else if (dtype == DType::BFloat16) {
-    as(Vector<bfloat16, N>(), static_cast<bfloat16*>(row));
-  } else {
-    if constexpr (N >= 8)  // beside 16 bits, half of what is moved
-      if (streams) return as(Streamed<float, N>(), static_cast<float*>(row));
-    as(Vector<float, N>(), static_cast<float*>(row));
+  if constexpr (kAsksWhether<F>) {
+    auto convert = [dtype, row]<int all>(const A(&from)[all], auto give) {
+      with_written<A>(dtype, [&]<class E>(E) {
+        alignas(16) E elements[all];
+        narrow(from, elements);
+        give(elements, static_cast<E*>(row));
+      });
+    };
+    f(Number<A, decltype(convert)>{numbers[0], convert}, static_cast<A*>(nullptr), wanted);
+  } else if (wanted) {
+    with_written<A>(dtype, [&]<class E>(E) {
+      auto as = [&](auto out) {
+        out.set(numbers);
+        f(out, static_cast<E*>(row));
+      };
+      if constexpr (std::is_same_v<E, float> && N >= 8)  // beside 16 bits, half of what is moved
+        if (streams) return as(Streamed<float, N>());
+      as(Vector<E, N>());
+    });
   }
 }
 

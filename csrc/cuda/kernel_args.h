@@ -88,6 +88,7 @@ struct BlockOfShortRows {
   int phase;                    // elements of the main operand past 16 bytes
   int ahead;                    // blocks, as LaunchHints has it in rows
   uint32_t inverse_dim;         // 2^31 / dim, rounded up
+  uint32_t multiples;           // of dim, below 16: by bits
 };
 
 // Of rows that may lie anywhere.
@@ -130,6 +131,7 @@ BlockOfShortRows block_of_short_rows(const Call& call, const LaunchPlan& plan, c
   block.phase = static_cast<int>(reinterpret_cast<uintptr_t>(call.main().data) % 16) * plan.vector_elements / 16;
   block.ahead = ceil_div(hints.ahead, block.rows);
   block.inverse_dim = static_cast<uint32_t>(((int64_t{1} << 31) + space.dim - 1) / space.dim);
+  for (int64_t i = 0; i < 16; i += space.dim) block.multiples |= 1u << i;
   block.gapless = is_gapless(call);
   return block;
 }

@@ -164,10 +164,18 @@ struct Bytes : SumBeside<Source, Source::Operands::kCount + 1> {
 #pragma unroll
         for (int i = 0; i < N; i++) y[i] = scale.divide(y[i]);
       }
-      QuantizedVector<N> out;
-      out.set(y, how.type);
-      if constexpr (N > 1) out.belong_to(how, scale.value, scales, output, aligned);
-      store_if(true, f, out, output);
+      if constexpr (kAsksWhether<F>) {
+        auto convert = [this]<int all>(const float (&from)[all], auto give) {
+          auto bytes = bytes_of<typename QuantizedVector<all>::Word>(from, how.type);
+          give(reinterpret_cast<const uint8_t (&)[all]>(bytes), output);
+        };
+        f(Number<float, decltype(convert)>{y[0], convert}, static_cast<float*>(nullptr), true);
+      } else {
+        QuantizedVector<N> out;
+        out.set(y, how.type);
+        if constexpr (N > 1) out.belong_to(how, scale.value, scales, output, aligned);
+        f(out, output);
+      }
     }
   }
 };

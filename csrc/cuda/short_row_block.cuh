@@ -31,7 +31,7 @@ struct GaplessArgs : Op::template Args<false> {
 // What threads of a block tell each other of its rows. One more of them than there are may be read, and is not used.
 template <class Op>
 struct RowTotals {
-  static constexpr int kMostRows = kShortRowThreads * Op::kElements;
+  static constexpr int kPitch = kShortRowThreads + 4;  // so that a chunk's elements lie in different banks
 
   // What the chunk in which it begins has of its total; then, in the same place, what is made of all of it.
   union Row {
@@ -39,8 +39,11 @@ struct RowTotals {
     typename Op::Scalars scalars;
   };
 
-  Row of_row[kMostRows + 1];
+  Row of_row[kPitch * Op::kElements];
   typename Op::Total of_chunk[kMostShortRowThreads];  // of the row that goes on in it
+
+  // Of an element of a chunk, where rows are shorter than one.
+  static __device__ __forceinline__ int place_of(int element, int chunk) { return element * kPitch + chunk; }
 
   // By its bytes: a choice of two addresses becomes two stores.
   __device__ __forceinline__ void put(const Part& part, int chunk, typename Op::Total total) {

@@ -113,8 +113,7 @@ struct ShortRows {
   __device__ __forceinline__ unsigned elements_behind(const Part& p) const { return gapless ? ~0u << p.end : 0; }
   static __device__ __forceinline__ bool is_behind(unsigned behind, int j) { return j > 0 && behind >> j & 1; }
 
-  // The parts of the chunk: of the first one and of what is behind it at once, which is one more where a row is no
-  // shorter than a chunk.
+  // Of rows no shorter than a chunk: of the chunk's first part, and of what is behind it, which is the next row's.
   __device__ __forceinline__ void reduce_parts(const Op& op) const {
     Total sum{}, rest{};
     const unsigned behind = elements_behind(part);
@@ -126,16 +125,7 @@ struct ShortRows {
         sum = op.add_term(sum, held[j]);
     }
     totals.put(part, chunk, sum);
-    if (!gapless) return;
-    if (part.end < last) totals.of_row[part.row + 1].total = rest;
-    if (dim >= N) return;
-    for (Part p = part.next(dim, last); p.is_there(); p = p.next(dim, last)) {
-      sum = Total{};
-#pragma unroll
-      for (int j = 0; j < N; j++)
-        if (p.has(j)) sum = op.add_term(sum, held[j]);
-      totals.of_row[p.row].total = sum;
-    }
+    if (gapless && part.end < last) totals.of_row[part.row + 1].total = rest;
   }
 
   __device__ __forceinline__ Op opened(int row) const {
@@ -144,61 +134,172 @@ struct ShortRows {
     return op;
   }
 
+  // The first rows that a thread reduces, one unless they are shorter than a chunk: with numbers of their own, as a
+  // gradient's rstd, on their way together with the chunks. All eight would take too many registers (bfloat16, H200,
+  // backward of 5 and 7 elements 0.74 and 0.76 of the roof, with four 0.80 and 0.84).
+  static constexpr int kOpen = Op::kChunks.backward ? std::min(N, 4) : 1;
+  struct OwnRows {
+    Op of[kOpen];
+  };
+
+  template <size_t... k>
+  __device__ __forceinline__ OwnRows open_own_rows(std::index_sequence<k...>) const {
+    Op op(args, first_row() + (gapless || chunk >= rows() ? 0 : chunk));
+    OwnRows own{{(static_cast<void>(k), op)...}};
+#pragma unroll
+    for (int i = 0; i < (are_shorter() ? kOpen : 1) && i * kShortRowThreads < rows(); i++) {
+      const int row = chunk + i * kShortRowThreads;
+      if (row < rows()) own.of[i].open_rest(args, first_row() + row);
+    }
+    return own;
+  }
+
   // What the chunks have of a row is added by one thread, which makes of it what all of the row's elements need.
-  __device__ __forceinline__ void reduce_row(int row, Op op) const {
+  __device__ __forceinline__ void reduce_row(int row, Op& op) const {
     unsigned begin = phase_of(row) + (gapless ? row * dim : 0);  // to divide a signed one takes more instructions
     const Total* chunks = totals.of_chunk + (gapless ? 0 : row * args.block.places);
     Total total = totals.of_row[row].total;
 #pragma unroll 1
     for (unsigned i = begin / N + 1; i <= (begin + dim - 1) / N; i++) total += chunks[i];
-    op.finish(total, args);
-    op.store_row(args, first_row() + row);
-    totals.of_row[row].scalars = op.scalars();
+    totals.of_row[row].scalars = finished(op, total, row);
   }
 
-  // The results of the elements before the part's end by op, of those behind it by of_next.
-  template <bool all>
-  __device__ __forceinline__ void make(Chunk<N>& results, const Part& p, const Op& op, const Op& of_next) const {
-    const unsigned behind = elements_behind(p);
+  __device__ __forceinline__ typename Op::Scalars finished(Op& op, Total total, int row) const {
+    op.finish(total, args);
+    op.store_row(args, first_row() + row);
+    return op.scalars();
+  }
+
+  __device__ __forceinline__ void make_element(Chunk<N>& results, int j, const Op& op) const {
+    int i = 0;
+    auto set = [&]<class E>(const auto& from, E*, bool) { from.store(results.template elements<E>(i++) + j); };
+    op.template store<0>(held[j], set);
+    op.template store<1>(held[j], set);
+  }
+
+  // To words, in each of two ways before they meet: else a register for each half goes on from there, and a spill.
+  __device__ __forceinline__ void pack(Chunk<N>& results, const Op& op) const {
+    each_result(op, results, []<class E>(const auto&, E* elements, E*, bool) { stay_packed<N * sizeof(E)>(elements); });
+  }
+
+  // The results of the first part's elements, and of the next row's.
+  __device__ __forceinline__ void make_parts(Chunk<N>& results, Op op) const {
+    Op of_next = op;
+    op.take(totals.of_row[part.row].scalars);
+    of_next.take(totals.of_row[part.row + (gapless ? 1 : 0)].scalars);
+    const unsigned behind = elements_behind(part);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      if (!all && j < p.first) continue;
-      Op own = is_behind(behind, j) ? of_next : op;
-      int i = 0;
-      auto set = [&]<class E>(const auto& from, E*, bool) { from.store(results.template elements<E>(i++) + j); };
-      own.template store<0>(held[j], set);
-      own.template store<1>(held[j], set);
+      const Op own = is_behind(behind, j) ? of_next : op;  // a copy: one that has an address lies in memory
+      make_element(results, j, own);
     }
+    pack(results, op);
+  }
+
+  // Rows shorter than a chunk, which may have parts of many: each element has a place, for the total of its row from
+  // the row's or the chunk's begin on, and where a row ends in the end for what is made of all of it. A thread's rows
+  // are as many apart as a block has threads, so that all of them begin and end at the same element of a chunk.
+  __device__ __forceinline__ bool are_shorter() const { return gapless && dim < N; }
+
+  // The elements with which a row begins, by bits: behind the first part, and as far as the next row behind the chunk.
+  __device__ __forceinline__ unsigned begins() const { return args.block.multiples << (part.begin + dim); }
+
+  __device__ __forceinline__ void reduce_elements(const Op& op) const {
+    const unsigned begun = begins();
+    Total sum{};
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+      if (j > 0 && begun >> j & 1) sum = Total{};
+      sum = op.add_term(sum, held[j]);
+      totals.of_row[totals.place_of(j, chunk)].total = sum;
+    }
+  }
+
+  __device__ __forceinline__ void reduce_shorter_rows(OwnRows& own) const {
+    const unsigned begin = args.block.phase + chunk * dim, end = begin + dim - 1;
+    int back = begin / N == end / N ? 0 : totals.place_of(end % N, end / N) - totals.place_of(N - 1, begin / N);
+    auto* place = totals.of_row + totals.place_of(end % N, end / N);
+    const int n = rows();
+    int row = chunk;
+#pragma unroll 1
+    while (row < n) {
+#pragma unroll
+      for (int i = 0; i < kOpen; i++) {
+        if (i == 0 || row < n) {
+          Total total = place->total;
+          if constexpr (kOpen == 1) forget(back);
+          if (back) total += place[-back].total;
+          place->scalars = finished(own.of[i], total, row);
+          const int later = row + kOpen * kShortRowThreads;
+          if (later < n) own.of[i].open_rest(args, first_row() + later);
+        }
+        row += kShortRowThreads;
+        place += kShortRowThreads / N * dim;
+      }
+    }
+  }
+
+  // The compiler must not know that a thread's rows are alike: it makes a loop of those within a chunk and another one
+  // of those across two, which run one after the other (bfloat16, dim 3, H200, forward 0.72 of the roof for 0.87).
+  static __device__ __forceinline__ void forget(int& value) { asm volatile("" : "+r"(value)); }
+
+  // From the last element on: where a row ends is what is needed of it.
+  __device__ __forceinline__ void make_elements(Chunk<N>& results, Op op) const {
+    const unsigned ends = begins() >> 1;
+    const unsigned last_end = N - 2 + __ffs(ends >> (N - 1));
+    op.take(totals.of_row[totals.place_of(last_end % N, chunk + last_end / N)].scalars);
+#pragma unroll
+    for (int j = N - 1; j >= 0; j--) {
+      if (j < N - 1 && ends >> j & 1) op.take(totals.of_row[totals.place_of(j, chunk)].scalars);
+      make_element(results, j, op);
+    }
+    pack(results, op);
+  }
+
+  // f(result, its elements in the chunk, pointer to the row, whether it is wanted) of each.
+  template <class F>
+  __device__ __forceinline__ void each_result(const Op& op, Chunk<N>& results, F f) const {
+    int i = 0;
+    auto next = [&]<class E>(const auto& result, E* row, bool wanted) {
+      f(result, results.template elements<E>(i++), row, wanted);
+    };
+    op.template store<0>(held[0], next);
+    op.template store<1>(held[0], next);
+  }
+
+  // None is where rstd alone is asked for.
+  __device__ __forceinline__ bool is_any_wanted(const Op& op, Chunk<N>& results) const {
+    bool any = false;
+    each_result(op, results, [&](const auto&, auto*, auto*, bool wanted) { any |= wanted; });
+    return any;
   }
 
   // Words wait for the sum and are unpacked again, unless something was made of them: else a register for each half,
   // and a spill (bfloat16, dim 9, H200, backward 0.87 of the roof for 0.73).
   __device__ __forceinline__ void store() {
     Chunk<N> results;
-    Op op = opened(gapless ? 0 : part.row), of_next = op;
+    Op op = opened(gapless ? 0 : part.row);
+    if (!is_any_wanted(op, results)) return;
     if constexpr (!Op::kCombines) unpack(op);
-    op.take(totals.of_row[part.row].scalars);
-    of_next.take(totals.of_row[part.row + (gapless ? 1 : 0)].scalars);
-    make<true>(results, part, op, of_next);
-    if (gapless && dim < N)
-      for (Part p = part.next(dim, last).next(dim, last); p.is_there(); p = p.next(dim, last)) {
-        of_next.take(totals.of_row[p.row].scalars);
-        make<false>(results, p, of_next, of_next);
-      }
-    int i = 0;
-    auto write = [&]<class E>(const auto&, E* row, bool wanted) {
-      const E* elements = results.template elements<E>(i++);
-      if (wanted) write_chunk(row + start, elements);
-    };
-    op.template store<0>(held[0], write);
-    op.template store<1>(held[0], write);
+    if (are_shorter())
+      make_elements(results, op);
+    else
+      make_parts(results, op);
+    each_result(op, results, [&]<class E>(const auto& result, const E* elements, E* row, bool wanted) {
+      if (!wanted) return;
+      if constexpr (requires { result.convert; })
+        result.convert(reinterpret_cast<const E(&)[N]>(*elements),
+                       [&](const auto& converted, auto* to) { write_chunk(to + start, converted); });
+      else
+        write_chunk(row + start, elements);
+    });
   }
 
   template <class E>
   __device__ __forceinline__ void write_chunk(E* to, const E* elements) const {
     constexpr int kBytes = N * sizeof(E);
     const bool aligned = reinterpret_cast<uintptr_t>(to) % sizeof(Piece<kBytes>) == 0;
-    if (is_full() && aligned) return copy_pieces<kBytes>(to, elements);
+    if (is_full() && aligned) return store_pieces<kBytes>(to, elements);
     if constexpr (gapless && kBytes == 16)
       if (!aligned) {
         uint4 chunk = *reinterpret_cast<const uint4*>(elements);
@@ -223,21 +324,23 @@ struct ShortRows {
     });
   }
 
-  // A row's own numbers, as a gradient's rstd, are on their way together with the chunks.
   __device__ __forceinline__ void take() {
-    const bool has_row = chunk < rows();
-    Op of_own_row(args, first_row() + (gapless || !has_row ? 0 : chunk));
-    if (has_row) of_own_row.open_rest(args, first_row() + chunk);
+    OwnRows own = open_own_rows(std::make_index_sequence<kOpen>());
     prefetch_ahead();
     if (part.is_there()) {
       Op op(args, first_row() + (gapless ? 0 : part.row));
       load(op);
       unpack(op);
-      reduce_parts(op);
+      if (are_shorter())
+        reduce_elements(op);
+      else
+        reduce_parts(op);
     }
     __syncthreads();
-    if (has_row) reduce_row(chunk, of_own_row);
-    for (int row = chunk + blockDim.x; row < rows(); row += blockDim.x) reduce_row(row, opened(row));
+    if (are_shorter())
+      reduce_shorter_rows(own);
+    else if (chunk < rows())
+      reduce_row(chunk, own.of[0]);
     __syncthreads();
     if (part.is_there()) store();
   }
@@ -255,13 +358,16 @@ constexpr int short_row_blocks() {
   return chunks.all == 3 ? 5 : chunks.backward ? 6 : 8;
 }
 
-// Whether a block has so many rows at most for each element of a chunk.
-constexpr bool rows_fit(int most) {
-  for (int dim = 1; dim < kMostShortRowThreads; dim++)
-    if ((threads_for_short_rows(dim) - 1) / dim > most) return false;
+// Whether so many threads a block are enough for rows of short dims: a place for each row; where they are shorter than
+// a chunk, they are the block's threads.
+constexpr bool are_enough(int threads) {
+  for (int dim = 1; dim < kMostShortRowThreads; dim++) {
+    const int of_block = threads_for_short_rows(dim);
+    if ((of_block - 1) / dim > threads || (dim < 8 && of_block != threads)) return false;
+  }
   return true;
 }
-static_assert(rows_fit(kShortRowThreads), "the kernel's places for rows");
+static_assert(are_enough(kShortRowThreads));
 
 template <class Op>
 __global__ void __launch_bounds__(kMostShortRowThreads, short_row_blocks<Op>())

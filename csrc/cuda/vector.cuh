@@ -197,9 +197,20 @@ struct Vector<T, 1, true> {
   __device__ __forceinline__ void widened(accumulate_t<T> (&to)[1]) const { to[0] = element[0]; }
 };
 
-// Whether f is for wanted results and others: f(vector, row, whether it is wanted); else f(vector, row).
+// Whether f is for wanted results and others: f(vector, row, whether it is wanted); else f(vector, row). The former is
+// the kernel's of short rows, which has one element of each at a time.
 template <class F>
 constexpr bool kAsksWhether = requires(F f, const Vector<float, 1>& vector, float* row) { f(vector, row, true); };
+
+// One element of a result whose type the call says: a number until there is one of all elements of a chunk, which
+// convert(numbers, f) makes of them, once, for f(elements, row).
+template <class A, class Convert>
+struct Number {
+  A element;
+  Convert convert;
+
+  __device__ __forceinline__ void store(A* to) const { *to = element; }
+};
 
 // By f, which is asked of a result that is not wanted only if it says so.
 template <class F, class Vector, class E>
