@@ -235,6 +235,13 @@ def test_clusters_are_prefetched():
         assert read_twice["twice"] and read_twice["ahead"] == 0
 
 
+def test_gated_rows_are_short_up_to_63():
+    for dtype, longest in ((BFLOAT, 63), (FLOAT, 63)):
+        for dim in range(57, 80, 2):
+            assert (plan("gated_srms_norm", dim, dtype)["vectors"] == 0) == (dim <= longest)
+            assert plan("_gated_srms_norm_backward", dim, dtype)["vectors"] > 0
+
+
 def test_short_rows_are_prefetched():
     """Of large calls on an H200: rows that are no whole vectors, of one operand, and of a gradient's two of 16 bits."""
 
@@ -248,7 +255,8 @@ def test_short_rows_are_prefetched():
     assert ahead("_srms_norm_backward_input", 9, FLOAT) == 0 and ahead("srms_norm", 9, FLOAT) == (4 << 20) // 36
     assert ahead("_srms_norm_backward_pair", 33, residual_dtype=FLOAT) == 0
     assert ahead("rstd", 33) == ahead("srms_norm", 33, out_dtype=FLOAT) == ahead("srms_norm_quantized", 33) == 0
-    assert ahead("srms_norm", 33, rows=1000) == ahead("srms_norm", 32) == ahead("srms_norm", 57) == 0
+    assert ahead("srms_norm", 33, rows=1000) == ahead("srms_norm", 32) == ahead("srms_norm", 113) == 0
+    assert ahead("srms_norm", 57) == (4 << 20) // 114 and ahead("_srms_norm_backward_input", 57) == 0
 
 
 def test_rows_of_a_warp_are_not_prefetched():

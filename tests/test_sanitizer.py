@@ -35,7 +35,7 @@ def families(kind, aligned, **options) -> list[int]:
 def rows_for(dim):
     """A partly filled block of short rows, behind filled ones but of 1 and 2 elements; two of long ones, one of a row
     that takes a while."""
-    return 400 if dim < 56 else 5 if dim < 2048 else 2 if dim < 2**18 else 1
+    return 400 if dim < 112 else 5 if dim < 2048 else 2 if dim < 2**18 else 1
 
 
 @pytest.mark.parametrize("aligned", [True, False])

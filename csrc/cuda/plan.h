@@ -152,21 +152,32 @@ constexpr LaunchPlan plan_in_warp(LaunchPlan plan, int64_t dim, int vectors) {
 }
 
 // A row that is no whole vectors and so short that its edges would take most of the time. H200, of the roof, forward /
-// with residual / with sum / backward: bf16, dim 9 0.81 / 0.91 / 0.98 / 0.82 for 0.20 / 0.27 / 0.20 / 0.27, 33 0.75 /
-// 0.88 / 0.97 / 0.80 for 0.65 / 0.75 / 0.64 / 0.74; 63 has 0.93 / 0.92 / 0.93 / 0.97 without, and 36, which begins and
-// ends at 8 bytes, 0.96 to 0.98. float, dim 9, forward / with residual / backward 0.92 / 1.00 / 0.96 for 0.70 / 0.71 /
-// 0.77.
-constexpr bool is_short(int64_t dim, int64_t vectors, int element_size) {
-  return vectors <= 3 || (vectors <= 6 && element_size == 2 && dim % 4 != 0);
+// with residual / with sum for what a warp makes of it: bf16, 57 0.99 / 1.00 / 1.00 for 0.83 / 0.87 / 0.84, 97 0.97 /
+// 0.96 / 1.00 for 0.92 / 0.97 / 0.84, 127 0.95 / 0.97 / 1.00 for 0.96 / 0.98 / 0.96; of those that begin and end at 8
+// bytes 60 0.99 / 0.99 / 1.00 for 0.96 / 0.98 / 0.98, 68 0.95 / 0.97 / 0.98 for 0.99 / 1.00 / 0.98; float, 17 0.99 /
+// 0.99 / 0.99 for 0.86 / 0.90 / 0.85, 63 0.99 / 1.00 / 1.00 for 0.99 / 0.96 / 0.98. Where there is more to do for an
+// element: gated 57 0.91 for 0.80, 65 0.82 for 0.86, float 57 with silu 0.98 for 0.88; backward 55 0.93, 63 0.94 for
+// 0.98. What has the norm's sum has its plan: fp8 57 0.42 for 0.38, 65 0.36 for 0.43, rstd alone 0.50 for 0.47 and 0.43
+// for 0.53.
+constexpr bool is_short(int64_t dim, int64_t vectors, int element_size, Chunks chunks) {
+  if (vectors <= 3 || element_size == 8) return vectors <= 3;
+  bool at_8_bytes = dim * element_size % 8 == 0;
+  if (chunks.backward) return element_size == 2 && vectors <= 6 && !at_8_bytes;
+  return vectors <= (element_size == 4 ? 15 : at_8_bytes || chunks.gated ? 7 : 13);
 }
 
 // Threads of a block of short rows without gaps, a chunk each: as many rows as a chunk has elements are as many chunks
 // as a row has elements. 128 are best (dim 9, forward, 0.81 of the roof; with 96 and 256 0.80 and 0.78), unless more
-// than a ninth of them would be idle (33 0.73 with 128, 0.76 with 256).
+// than a ninth of them would be idle (33 0.73 with 128, 0.76 with 256); where so many are, whatever there is, those of
+// which the fewest are (65 0.92 with 224, 0.87 with 256).
 constexpr int threads_for_short_rows(int dim) {
-  for (int threads : {128, 96, 160, 192, 224})
-    if (100 * ((threads - 1) / dim * dim) >= 89 * threads) return threads;
-  return kMostShortRowThreads;
+  auto busy = [&](int threads) { return 1000 * ((threads - 1) / dim * dim) / threads; };
+  int most = kMostShortRowThreads;
+  for (int threads : {128, 96, 160, 192, 224, kMostShortRowThreads}) {
+    if (busy(threads) >= 890) return threads;
+    if (busy(threads) > busy(most)) most = threads;
+  }
+  return most;
 }
 
 // A thread for every chunk of 16 bytes, of which a row may have so many a part, wherever it begins. Where rows follow
@@ -258,7 +269,7 @@ constexpr LaunchPlan plan_launch(int64_t dim, int element_size, Chunks chunks, A
   bool whole = dim % plan.vector_elements == 0;
   if (!whole) plan.edges = true;
   int64_t vectors = std::min(dim / plan.vector_elements, kWidest);
-  if (!whole && is_short(dim, vectors, element_size)) return plan_in_chunks(plan, static_cast<int>(dim));
+  if (!whole && is_short(dim, vectors, element_size, chunks)) return plan_in_chunks(plan, static_cast<int>(dim));
   if (vectors <= 96)
     plan = plan_in_warp(plan, dim, static_cast<int>(vectors));
   else if (vectors <= block_vectors(chunks.gated) || (gpu.largest_cluster == 1 && vectors <= in_one_block(chunks)))
