@@ -243,7 +243,8 @@ def test_gated_rows_are_short_up_to_63():
 
 
 def test_short_rows_are_prefetched():
-    """Of large calls on an H200: rows that are no whole vectors, of one operand, and of a gradient's two of 16 bits."""
+    """Of large calls on an H200: rows that are no whole vectors, of one operand, and of a gradient's two of 16 bits;
+    what is not the norm itself of 16 bits alone."""
 
     def ahead(operator, dim, *args, gpu=H200, **options):
         return plan(operator, dim, *args, gpu=gpu, **options)["ahead"]
@@ -254,7 +255,9 @@ def test_short_rows_are_prefetched():
     assert ahead("_srms_norm_backward_input", 33, BFLOAT, grad_sum=True) == 0
     assert ahead("_srms_norm_backward_input", 9, FLOAT) == 0 and ahead("srms_norm", 9, FLOAT) == (4 << 20) // 36
     assert ahead("_srms_norm_backward_pair", 33, residual_dtype=FLOAT) == 0
-    assert ahead("rstd", 33) == ahead("srms_norm", 33, out_dtype=FLOAT) == ahead("srms_norm_quantized", 33) == 0
+    for others in (ahead("rstd", 33), ahead("srms_norm", 33, out_dtype=FLOAT), ahead("srms_norm_quantized", 33)):
+        assert others == ahead("srms_norm", 33)
+    assert ahead("rstd", 17, FLOAT) == ahead("srms_norm_quantized", 17, FLOAT) == ahead("gated_srms_norm", 33) == 0
     assert ahead("srms_norm", 33, rows=1000) == ahead("srms_norm", 32) == ahead("srms_norm", 113) == 0
     assert ahead("srms_norm", 57) == (4 << 20) // 114 and ahead("_srms_norm_backward_input", 57) == 0
 
