@@ -187,6 +187,32 @@ def test_rows_alone(device, kind, layout):
 
 
 ANYWHERE = [Kind(HALF), Kind(BFLOAT), Kind(FLOAT), Kind(HALF, HALF), Kind(BFLOAT, FLOAT), Kind(FLOAT, FLOAT)]
+
+
+def neighbours(input, residual, g, y, rstd, gh):
+    """What the norm's operators write, beside what stands next to it, by name."""
+    ops = torch.ops.srmsnorm
+    found = {"norm": ops._srms_norm(input, residual, None), "rstd": srmsnorm.rstd(input, residual)}
+    if input.dtype != samples.DOUBLE:
+        found["wide"] = srmsnorm.srms_norm(input, residual, dtype=FLOAT)
+        found["bytes"], found["scale"] = srmsnorm.srms_norm_quantized(input, residual, dtype=torch.int8)
+    found["grad"] = ops._srms_norm_backward(g, y, rstd, None)
+    found["grad with sum"] = ops._srms_norm_backward(g, y, rstd, gh)
+    if residual is not None:
+        found["sum"] = ops._add_srms_norm(input, residual, None)
+        found["gated"] = ops._gated_srms_norm(input, residual, eps=None)
+        found["gated grads"] = ops._gated_srms_norm_backward(g, input, residual, rstd)
+        if residual.dtype != input.dtype:
+            found["pair"] = ops._srms_norm_backward_pair(g, y, rstd, gh)
+    return {key: value if isinstance(value, tuple) else (value,) for key, value in found.items()}
+
+
+def assert_neighbours(got, want, *what):
+    for key, tensors in want.items():
+        for one, tensor in zip(got[key], tensors, strict=True):
+            assert torch.equal(one, tensor), (key, *what)
+
+
 MOVED = [(samples.misaligned, samples.misaligned), (samples.misaligned, samples.contiguous),
          (samples.contiguous, samples.misaligned), (samples.padded, samples.padded)]  # fmt: skip
 
@@ -198,53 +224,70 @@ def test_short_whole_rows_anywhere(cuda, kind, layouts):
     alignment matters, with gaps between rows and without, nor that half the threads take those that are not aligned
     (but of 8 and 192 in 16 bits, and 384)."""
 
-    def everything(input, residual, g, y, rstd, gh):
-        ops = torch.ops.srmsnorm
-        found = {"norm": ops._srms_norm(input, residual, None), "rstd": srmsnorm.rstd(input, residual)}
-        found["float"] = srmsnorm.srms_norm(input, residual, dtype=FLOAT)
-        found["bytes"], found["scale"] = srmsnorm.srms_norm_quantized(input, residual, dtype=torch.int8)
-        found["grad"] = ops._srms_norm_backward(g, y, rstd, None)
-        found["grad with sum"] = ops._srms_norm_backward(g, y, rstd, gh)
-        if residual is not None:
-            found["sum"] = ops._add_srms_norm(input, residual, None)
-            found["gated"] = ops._gated_srms_norm(input, residual, eps=None)
-            found["gated grads"] = ops._gated_srms_norm_backward(g, input, residual, rstd)
-        return {key: value if isinstance(value, tuple) else (value,) for key, value in found.items()}
-
     first, second = layouts
     for dim in (8, 16, 64, 128, 192, 256, 384):
         input, residual, g, gh = operands(kind, (70, dim), cuda)
         y, rstd = torch.ops.srmsnorm._srms_norm(input, residual, None)
-        want = everything(input, residual, g, y, rstd, gh)
-        elsewhere = everything(moved(input, first), moved(residual, second), moved(g, second), moved(y, first), rstd,
+        want = neighbours(input, residual, g, y, rstd, gh)
+        elsewhere = neighbours(moved(input, first), moved(residual, second), moved(g, second), moved(y, first), rstd,
                                moved(gh, second))  # fmt: skip
-        for key, tensors in want.items():
-            for got, tensor in zip(elsewhere[key], tensors, strict=True):
-                assert torch.equal(got, tensor), (key, dim)
+        assert_neighbours(elsewhere, want, dim)
         assert torch.equal(elsewhere["rstd"][0], elsewhere["norm"][1])
 
 
 SHORT = (*range(1, 8), 9, 12, 15, 31, 33, 43, 45, 55, 57, 60, 65, 97, 111)
 
 
+def later(first, shape, **options):
+    rows, dim = shape
+    return torch.empty((rows * dim + first,), **options)[first:].view(shape)
+
+
+def spread(first, shape, **options):
+    rows, dim = shape
+    return torch.empty((rows, dim + 16), **options)[:, first : dim + first]
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_short_rows_with_and_without_gaps(cuda, kind):
     """Rows that blocks take many of, as one stream of elements or one by one: the same where each lies as far past 16
-    bytes. Blocks begin and end within a vector or not; those shorter than one wherever they begin in it."""
+    bytes. Blocks begin and end within a vector or not; those shorter than one wherever they begin in it. Results lie
+    otherwise than what is read, in 16 bytes."""
+    for dim in SHORT:
+        for first in range(8) if dim < 8 else (0, 1, 3, 6):
+            for rows in (1, 5, 1500):
+                input, residual, g, gh = operands(kind, (rows, dim), cuda)
+                y, rstd = torch.ops.srmsnorm._srms_norm(input, residual, None)
+                near, far = (functools.partial(layout, first) for layout in (later, spread))
+                want, got = (
+                    neighbours(*(moved(t, layout) for t in (input, residual, g, y)), rstd, moved(gh, layout))
+                    for layout in (far, near)
+                )
+                assert_neighbours(got, want, dim, first, rows)
 
-    def later(first, shape, **options):
-        rows, dim = shape
-        return torch.empty((rows * dim + first,), **options)[first:].view(shape)
 
-    def spread(first, shape, **options):
-        rows, dim = shape
-        return torch.empty((rows, dim + 16), **options)[:, first : dim + first]
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.residual], ids=str)
+def test_short_rows_in_place(cuda, kind):
+    """y where the input was and the sum where the residual was, each wherever it begins in 16 bytes, with or without
+    the other; what is before and behind stays."""
+
+    def amid(values, first):
+        """A view with these values, the memory that it is a view of, and where in it."""
+        memory = torch.arange(values.numel() + 40, device=cuda).to(values.dtype)
+        own = slice(16 + first, 16 + first + values.numel())
+        memory[own] = values.view(-1)
+        return memory[own].view(values.shape), memory, own
 
     for dim in SHORT:
-        for first in range(8) if dim < 8 else (0, 3):
-            near, far = (functools.partial(layout, first) for layout in (later, spread))
-            want = everything(*operands(kind, (1500, dim), cuda, near))
-            assert_bits(everything(*operands(kind, (1500, dim), cuda, far)), want)
+        for rows in (1, 3, 700):
+            for first, second in ((0, 1), (1, 0), (3, 6), (6, 3), (5, 5), (7, 2)):
+                values = samples.forward(kind, (rows, dim), cuda)
+                (input, memory, own), (residual, other, others) = map(amid, values, (first, second))
+                y, sum = srmsnorm.add_srms_norm(input, residual)
+                want, want_other = memory.clone(), other.clone()
+                want[own], want_other[others] = y.view(-1), sum.view(-1)
+                srmsnorm.add_srms_norm_(input, residual)
+                assert torch.equal(memory, want) and torch.equal(other, want_other), (dim, rows, first, second)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

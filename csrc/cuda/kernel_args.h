@@ -86,6 +86,7 @@ struct BlockOfShortRows {
   // Where they do:
   int elements, last_elements;  // of those rows
   int phase;                    // elements of the main operand past 16 bytes
+  bool staged;                  // results may lie otherwise in 16 bytes than the main operand
   int ahead;                    // blocks, as LaunchHints has it in rows
   uint32_t inverse_dim;         // 2^31 / dim, rounded up
   uint32_t multiples;           // of dim, below 16: by bits
@@ -133,6 +134,7 @@ BlockOfShortRows block_of_short_rows(const Call& call, const LaunchPlan& plan, c
   block.inverse_dim = static_cast<uint32_t>(((int64_t{1} << 31) + space.dim - 1) / space.dim);
   for (int64_t i = 0; i < 16; i += space.dim) block.multiples |= 1u << i;
   block.gapless = is_gapless(call);
+  block.staged = block.gapless && plan.shifted;
   return block;
 }
 
