@@ -1,32 +1,9 @@
-// What the threads of a block of short rows have in common: where its rows lie, and what they tell each other of them.
+// What the threads of a block of short rows tell each other, in shared memory: of its rows, and of results.
 #pragma once
-#include "kernel_args.h"
+#include "plan.h"
 #include "short_row_chunk.cuh"
 
 namespace srmsnorm {
-
-// The operands of an Op that have whole rows, by bits.
-template <class Op>
-constexpr unsigned whole_rows() {
-  typename Op::Call call{};
-  Op::Call::zip([](Use use, Rows& rows) { rows.strides[0] = use.whole_row; }, call);
-  unsigned bits = 0;
-  Op::Operands::each(call, [&](const Rows& rows, int i) { bits |= static_cast<unsigned>(rows.strides[0]) << i; });
-  return bits;
-}
-
-// The arguments where rows follow each other without gaps: a whole row's operands as they lie at the block's first one.
-template <class Op>
-struct GaplessArgs : Op::template Args<false> {
-  using General = typename Op::template Args<false>;
-  static constexpr bool kFlat = true;
-  static constexpr unsigned kWholeRows = whole_rows<Op>();
-
-  __device__ __forceinline__ int64_t offset(int i, int64_t row) const {
-    if (kWholeRows >> i & 1) return int64_t{blockIdx.x} * static_cast<uint32_t>(this->block.elements);
-    return General::offset(i, row);
-  }
-};
 
 // What threads of a block tell each other of its rows. One more of them than there are may be read, and is not used.
 template <class Op>

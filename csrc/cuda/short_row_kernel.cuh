@@ -7,68 +7,30 @@
 #pragma once
 #include "row_kernel.cuh"
 #include "short_row_block.cuh"
+#include "short_row_place.cuh"
 
 namespace srmsnorm {
 
 // The rows of a block, as one of its threads has them. An Op is as row_kernel.cuh says. A row is summed chunk by chunk,
 // from one 16-byte boundary of the main operand to the next, and a chunk element by element: in an order that dim and
-// the row's address alone decide. gapless: rows follow each other without gaps in all operands; else each has places
-// for as many chunks as it may need.
+// the row's address alone decide.
 template <class Op, bool gapless>
-struct ShortRows {
-  using General = typename Op::template Args<false>;
-  using Args = std::conditional_t<gapless, GaplessArgs<Op>, General>;
+struct ShortRows : ShortRowPlace<Op, gapless> {
+  using Place = ShortRowPlace<Op, gapless>;
+  using typename Place::General;
   using Total = typename Op::Total;
+  using Place::args, Place::chunk, Place::dim, Place::start, Place::last, Place::part;
+  using Place::is_full, Place::is_surrounded, Place::is_pair_full;
+  using Place::rows, Place::first_row, Place::phase_of, Place::elements_in_block, Place::lanes_that_store;
   static constexpr int N = Op::kElements;
 
-  const Args& args;
   SharedOfBlock<Op>& shared;
   RowTotals<Op>& totals;
-  const int dim, chunk;
-  int start, last;  // of the chunk: its first element among the block's (the row's, where there are gaps), and before
-                    // which are those of rows
-  Part part;        // its first
   Chunk<N> loaded;
   typename Op::template Held<1, true, true> held[N];  // its elements
 
   __device__ __forceinline__ ShortRows(const General& general, SharedOfBlock<Op>& shared)
-      : args(static_cast<const Args&>(general)),
-        shared(shared),
-        totals(shared.totals),
-        dim(static_cast<int>(args.dim)),
-        chunk(threadIdx.x) {
-    if constexpr (gapless) {
-      start = chunk * N - args.block.phase;
-      last = min(elements_in_block() - start, N);
-      int of_rows = max(start, 0), row = __umulhi(2 * of_rows, args.block.inverse_dim);
-      int begin = row * dim - start;
-      part = {row, begin, of_rows - start, min(begin + dim, last)};
-    } else {
-      int row = chunk / args.block.places;
-      bool is_there = row < rows();
-      int begin = is_there ? phase_of(row) - chunk % args.block.places * N : N;
-      start = -begin;
-      last = min(begin + dim, N);
-      part = {is_there ? row : 0, begin, max(begin, 0), last};
-    }
-  }
-
-  __device__ __forceinline__ bool in_last_block() const { return blockIdx.x + 1 == gridDim.x; }
-  __device__ __forceinline__ int rows() const { return in_last_block() ? args.block.last_rows : args.block.rows; }
-  __device__ __forceinline__ int elements_in_block() const {
-    return in_last_block() ? args.block.last_elements : args.block.elements;
-  }
-  __device__ __forceinline__ int64_t first_row() const {
-    return int64_t{blockIdx.x} * static_cast<uint32_t>(args.block.rows);
-  }
-
-  // Elements past 16 bytes.
-  __device__ __forceinline__ int phase_of(int row) const {
-    if constexpr (gapless)
-      return args.block.phase;
-    else
-      return bytes_past_16(Op(args, first_row() + row).begin()) / static_cast<int>(sizeof(typename Op::Element));
-  }
+      : Place(general), shared(shared), totals(shared.totals) {}
 
   // f(held, pointer to the row, its elements in the chunk) of every operand.
   template <class Held, class F>
@@ -77,16 +39,6 @@ struct ShortRows {
     auto next = [&]<class E>(auto& to, const E* row) { f(to, row, loaded.template elements<E>(i++)); };
     op.each(held, next);
     op.each_late(held, next);
-  }
-
-  // Whether all elements of the chunk are rows'.
-  __device__ __forceinline__ bool is_full() const { return part.first == 0 && last == N; }
-
-  // Whether so are those that lie in the same 16 bytes of any operand, before and behind them. Behind a block that is
-  // followed by the last one there may be fewer than a chunk has.
-  __device__ __forceinline__ bool is_surrounded() const {
-    return gapless && is_full() && (blockIdx.x > 0 || start >= N) &&
-           (blockIdx.x + 2 < gridDim.x || elements_in_block() - start >= 2 * N);
   }
 
   // All operands in one way: else one waits for the other.
@@ -321,18 +273,6 @@ struct ShortRows {
       shared.stage.call_to_store(to, own, args.block.phase, elements_in_block());
     else
       shared.stage.store(to, own, args.block.phase, elements_in_block());
-  }
-
-  // Whether all elements of the even one of two chunks and of the odd one are rows'.
-  __device__ __forceinline__ bool is_pair_full() const {
-    const int first = start - chunk % 2 * N;
-    return first >= 0 && first + 2 * N <= elements_in_block();
-  }
-
-  // Of this warp.
-  __device__ __forceinline__ unsigned lanes_that_store() const {
-    const int others = (elements_in_block() - start + N - 1) / N, lanes = threadIdx.x % 32 + others;
-    return args.block.staged || lanes >= 32 ? ~0u : ~(~0u << lanes);
   }
 
   // Of the block that many further on, unless it is the last one. By one thread.
