@@ -106,7 +106,7 @@ __device__ __forceinline__ void store_some(E* to, const E* elements, int first, 
 }
 
 // Of 32 bytes: two lanes store first the even one's and then the odd one's, as a store of every other 16 bytes costs
-// the L2 as much as a full one (H200, beside float, backward of 28 elements 0.97 of the roof for 0.84). By all of these
+// the L2 as much as a full one (H200, beside float, backward of 28 elements 0.96 of the roof for 0.83). By all of these
 // lanes; both: whether this one and its neighbour store all. Whether they have.
 __device__ __forceinline__ bool store_in_pairs(void* to, const void* from, bool both, unsigned lanes) {
   const int odd = threadIdx.x % 2;

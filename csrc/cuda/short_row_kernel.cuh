@@ -264,8 +264,8 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
     store_some<N>(to, elements, part.first, last);
   }
 
-  // Called where two results may be: as part of the kernel it has words spilled (H200, dim 45, with residual 0.85 of
-  // the roof for 0.99).
+  // By a function that is called, unless one operand is read: as part of the kernel it has words spilled (H200, dim 45,
+  // with residual 0.85 of the roof for 0.99).
   template <class E>
   __device__ __forceinline__ void stage_chunk(E* to, const E* elements) const {
     const auto& own = *reinterpret_cast<const typename Stage<N>::template OfChunk<E>*>(elements);
@@ -303,6 +303,7 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
     else if (chunk < rows())
       reduce_row(chunk, own.of[0]);
     __syncthreads();
+    // What is staged all threads store together: one without a chunk makes something of nothing, which is not stored.
     // Asked of what is kept anyway: what is_there() said would be a word more, and spilled.
     if (part.first < last || (gapless && args.block.staged)) store();
   }
