@@ -77,16 +77,19 @@ struct FlatArgs {
   __host__ __device__ const Operand& of(int i) const { return i < first ? loaded_first[i] : others[i - first]; }
 };
 
+// How short rows lie: with gaps in some operand; one after the other in all of them; the same, but otherwise in 16
+// bytes in some than in others.
+enum class Spacing { Apart, Gapless, Shifted };
+
 // Of short rows that are no whole vectors, the rows of a block.
 struct BlockOfShortRows {
   int rows, last_rows;  // of every block, and of the last one
-  bool gapless;         // rows follow each other without gaps in all operands
-  // Where they do not:
+  Spacing spacing;
+  // Where they are apart:
   int places;  // of a row, for its chunks
-  // Where they do:
+  // Where they are not:
   int elements, last_elements;  // of those rows
   int phase;                    // elements of the main operand past 16 bytes
-  bool staged;                  // results may lie otherwise in 16 bytes than the main operand
   int ahead;                    // blocks, as LaunchHints has it in rows
   uint32_t inverse_dim;         // 2^31 / dim, rounded up
   uint32_t multiples;           // of dim, below 16: by bits
@@ -133,8 +136,7 @@ BlockOfShortRows block_of_short_rows(const Call& call, const LaunchPlan& plan, c
   block.ahead = ceil_div(hints.ahead, block.rows);
   block.inverse_dim = static_cast<uint32_t>(((int64_t{1} << 31) + space.dim - 1) / space.dim);
   for (int64_t i = 0; i < 16; i += space.dim) block.multiples |= 1u << i;
-  block.gapless = is_gapless(call);
-  block.staged = block.gapless && plan.shifted;
+  block.spacing = !is_gapless(call) ? Spacing::Apart : plan.shifted ? Spacing::Shifted : Spacing::Gapless;
   return block;
 }
 

@@ -75,7 +75,8 @@ template <class Args>
 dim3 block_of(const LaunchPlan& plan, const Args& args) {
   if constexpr (!Args::kFlat)
     if (reading_of(plan) == Reading::InParts)
-      return dim3(args.block.gapless ? threads_for_short_rows(static_cast<int>(args.dim)) : kShortRowThreads);
+      return dim3(args.block.spacing != Spacing::Apart ? threads_for_short_rows(static_cast<int>(args.dim))
+                                                       : kShortRowThreads);
   return dim3(plan.threads_per_row, plan.rows_per_block);
 }
 

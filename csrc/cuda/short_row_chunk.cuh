@@ -97,6 +97,21 @@ __device__ __forceinline__ void copy_some(E* to, const E* from, int first, int l
   }
 }
 
+// 0 for all but the elements from first to before last.
+template <int N, class E>
+__device__ __forceinline__ void keep_some(E* elements, int first, int last) {
+  auto has = [&](int j) { return first <= j && j < last; };
+  if constexpr (sizeof(E) == 2) {
+#pragma unroll
+    for (int i = 0; i < N / 2; i++)
+      reinterpret_cast<uint32_t*>(elements)[i] &= (has(2 * i) ? 0xffffu : 0) | (has(2 * i + 1) ? 0xffff0000u : 0);
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; j++)
+      if (!has(j)) elements[j] = E();
+  }
+}
+
 // The elements from first to before last.
 template <int N, class E>
 __device__ __forceinline__ void store_some(E* to, const E* elements, int first, int last) {

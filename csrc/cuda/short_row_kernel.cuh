@@ -14,13 +14,13 @@ namespace srmsnorm {
 // The rows of a block, as one of its threads has them. An Op is as row_kernel.cuh says. A row is summed chunk by chunk,
 // from one 16-byte boundary of the main operand to the next, and a chunk element by element: in an order that dim and
 // the row's address alone decide.
-template <class Op, bool gapless>
-struct ShortRows : ShortRowPlace<Op, gapless> {
-  using Place = ShortRowPlace<Op, gapless>;
+template <class Op, Spacing spacing>
+struct ShortRows : ShortRowPlace<Op, spacing> {
+  using Place = ShortRowPlace<Op, spacing>;
   using typename Place::General;
   using Total = typename Op::Total;
-  using Place::args, Place::chunk, Place::dim, Place::start, Place::last, Place::part;
-  using Place::is_full, Place::is_surrounded, Place::is_pair_full;
+  using Place::is_full, Place::is_among_others, Place::is_pair_full;
+  using Place::kGapless, Place::args, Place::chunk, Place::dim, Place::start, Place::last, Place::part;
   using Place::rows, Place::first_row, Place::phase_of, Place::elements_in_block, Place::lanes_that_store;
   static constexpr int N = Op::kElements;
 
@@ -41,19 +41,31 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
     op.each_late(held, next);
   }
 
-  // All operands in one way: else one waits for the other.
-  __device__ __forceinline__ void load(const Op& op) {
+  // Whether the chunk begins at 16 bytes in all operands that are read.
+  __device__ __forceinline__ bool is_aligned(const Op& op) {
     uintptr_t addresses = 0;
     each_operand(op, held[0], [&](auto&, auto row, auto) { addresses |= reinterpret_cast<uintptr_t>(row + start); });
-    if (is_full() && addresses % 16 == 0)
-      each_operand(op, held[0],
-                   [&]<class E>(auto&, const E* row, E* to) { copy_pieces<N * sizeof(E)>(to, row + start); });
-    else if (is_surrounded())
-      each_operand(op, held[0],
-                   [&]<class E>(auto&, const E* row, E* to) { copy_across<N * sizeof(E)>(to, row + start); });
-    else
-      each_operand(op, held[0],
-                   [&]<class E>(auto&, const E* row, E* to) { copy_some<N>(to, row + start, part.first, last); });
+    return spacing == Spacing::Gapless || addresses % 16 == 0;
+  }
+
+  // All operands in one way, and all threads of most blocks: else one waits for the other (H200, one element off, dim
+  // 33, bfloat16, with residual 0.98 of the roof for 0.78 where a block's first and last thread went another way).
+  __device__ __forceinline__ void load(const Op& op) {
+    auto each = [&](auto copy) {
+      each_operand(op, held[0], [&](auto&, auto* row, auto* elements) { copy(elements, row + start); });
+    };
+    auto pieces = []<class E>(E* to, const E* from) { copy_pieces<N * sizeof(E)>(to, from); };
+    if (is_among_others()) {
+      if (is_aligned(op))
+        each(pieces);
+      else
+        each([]<class E>(E* to, const E* from) { copy_across<N * sizeof(E)>(to, from); });
+      if (!is_full()) each([&](auto* elements, auto*) { keep_some<N>(elements, part.first, last); });
+    } else if (is_full() && is_aligned(op)) {
+      each(pieces);
+    } else {
+      each([&](auto* to, auto* from) { copy_some<N>(to, from, part.first, last); });
+    }
   }
 
   __device__ __forceinline__ void unpack(const Op& op) {
@@ -67,7 +79,7 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
   }
 
   // Whether an element is behind the first part: asked of one number, whose bits become predicates at once.
-  __device__ __forceinline__ unsigned elements_behind(const Part& p) const { return gapless ? ~0u << p.end : 0; }
+  __device__ __forceinline__ unsigned elements_behind(const Part& p) const { return kGapless ? ~0u << p.end : 0; }
   static __device__ __forceinline__ bool is_behind(unsigned behind, int j) { return j > 0 && behind >> j & 1; }
 
   // Of rows no shorter than a chunk: of the chunk's first part, and of what is behind it, which is the next row's.
@@ -82,7 +94,7 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
         sum = op.add_term(sum, held[j]);
     }
     totals.put(part, chunk, sum);
-    if (gapless && part.end < last) totals.of_row[part.row + 1].total = rest;
+    if (kGapless && part.end < last) totals.of_row[part.row + 1].total = rest;
   }
 
   __device__ __forceinline__ Op opened(int row) const {
@@ -101,7 +113,7 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
 
   template <size_t... k>
   __device__ __forceinline__ OwnRows open_own_rows(std::index_sequence<k...>) const {
-    Op op(args, first_row() + (gapless || chunk >= rows() ? 0 : chunk));
+    Op op(args, first_row() + (kGapless || chunk >= rows() ? 0 : chunk));
     OwnRows own{{(static_cast<void>(k), op)...}};
 #pragma unroll
     for (int i = 0; i < (are_shorter() ? kOpen : 1) && i * kShortRowThreads < rows(); i++) {
@@ -113,8 +125,8 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
 
   // What the chunks have of a row is added by one thread, which makes of it what all of the row's elements need.
   __device__ __forceinline__ void reduce_row(int row, Op& op) const {
-    unsigned begin = phase_of(row) + (gapless ? row * dim : 0);  // to divide a signed one takes more instructions
-    const Total* chunks = totals.of_chunk + (gapless ? 0 : row * args.block.places);
+    unsigned begin = phase_of(row) + (kGapless ? row * dim : 0);  // to divide a signed one takes more instructions
+    const Total* chunks = totals.of_chunk + (kGapless ? 0 : row * args.block.places);
     Total total = totals.of_row[row].total;
 #pragma unroll 1
     for (unsigned i = begin / N + 1; i <= (begin + dim - 1) / N; i++) total += chunks[i];
@@ -143,7 +155,7 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
   __device__ __forceinline__ void make_parts(Chunk<N>& results, Op op) const {
     Op of_next = op;
     op.take(totals.of_row[part.row].scalars);
-    of_next.take(totals.of_row[part.row + (gapless ? 1 : 0)].scalars);
+    of_next.take(totals.of_row[part.row + (kGapless ? 1 : 0)].scalars);
     const unsigned behind = elements_behind(part);
 #pragma unroll
     for (int j = 0; j < N; j++) {
@@ -156,7 +168,7 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
   // Rows shorter than a chunk, which may have parts of many: each element has a place, for the total of its row from
   // the row's or the chunk's begin on, and where a row ends in the end for what is made of all of it. A thread's rows
   // are as many apart as a block has threads, so that all of them begin and end at the same element of a chunk.
-  __device__ __forceinline__ bool are_shorter() const { return gapless && dim < N; }
+  __device__ __forceinline__ bool are_shorter() const { return kGapless && dim < N; }
 
   // The elements with which a row begins, by bits: behind the first part, and as far as the next row behind the chunk.
   __device__ __forceinline__ unsigned begins() const { return args.block.multiples << (part.begin + dim); }
@@ -200,14 +212,24 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
   // of those across two, which run one after the other (bfloat16, dim 3, H200, forward 0.72 of the roof for 0.87).
   static __device__ __forceinline__ void forget(int& value) { asm volatile("" : "+r"(value)); }
 
-  // From the last element on: where a row ends is what is needed of it.
+  // Whether there are registers for all that eight rows need: not beside a gate, a conversion or a quantisation.
+  static constexpr bool kReadFirst =
+      N > 4 && Op::kChunks.all <= 2 && !(Op::kChunks.gated || Op::kChunks.few || Op::kChunks.in_bytes);
+
+  // From the last element on: where a row ends is what is needed of it. Of the eight of 16 bits all are read first,
+  // whether or not a row ends there, as each would wait for the one before (H200, forward of 1, 2, 3 elements 0.64,
+  // 0.83, 0.90 of the roof for 0.62, 0.80, 0.87); of the four of float32 it loses.
   __device__ __forceinline__ void make_elements(Chunk<N>& results, Op op) const {
     const unsigned ends = begins() >> 1;
     const unsigned last_end = N - 2 + __ffs(ends >> (N - 1));
+    auto scalars_at = [&](int j) { return totals.of_row[totals.place_of(j, chunk)].scalars; };
+    typename Op::Scalars read[N];
+#pragma unroll
+    for (int j = 0; kReadFirst && j < N - 1; j++) read[j] = scalars_at(j);
     op.take(totals.of_row[totals.place_of(last_end % N, chunk + last_end / N)].scalars);
 #pragma unroll
     for (int j = N - 1; j >= 0; j--) {
-      if (j < N - 1 && ends >> j & 1) op.take(totals.of_row[totals.place_of(j, chunk)].scalars);
+      if (j < N - 1 && ends >> j & 1) op.take(kReadFirst ? read[j] : scalars_at(j));
       make_element(results, j, op);
     }
     pack(results, op);
@@ -235,7 +257,7 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
   // and a spill (bfloat16, dim 9, H200, backward 0.87 of the roof for 0.73).
   __device__ __forceinline__ void store() {
     Chunk<N> results;
-    Op op = opened(gapless ? 0 : part.row);
+    Op op = opened(kGapless ? 0 : part.row);
     if (!is_any_wanted(op, results)) return;
     if constexpr (!Op::kCombines) unpack(op);
     if (are_shorter())
@@ -255,17 +277,18 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
   template <class E>
   __device__ __forceinline__ void write_chunk(E* to, const E* elements) const {
     constexpr int kBytes = N * sizeof(E);
-    if constexpr (gapless && kBytes % 16 == 0)
-      if (args.block.staged && bytes_past_16(to) > 0) return stage_chunk(to, elements);
-    if constexpr (gapless && kBytes == 32)
+    constexpr bool kWhole = kBytes % 16 == 0;
+    if constexpr (spacing == Spacing::Shifted && kWhole)
+      if (bytes_past_16(to) > 0) return stage_chunk(to, elements);
+    if constexpr (kGapless && kBytes == 32)
       if (store_in_pairs(to, elements, is_pair_full(), lanes_that_store())) return;
-    const bool aligned = reinterpret_cast<uintptr_t>(to) % sizeof(Piece<kBytes>) == 0;
+    const bool aligned = (kGapless && kWhole) || reinterpret_cast<uintptr_t>(to) % sizeof(Piece<kBytes>) == 0;
     if (is_full() && aligned) return store_pieces<kBytes>(to, elements);
     store_some<N>(to, elements, part.first, last);
   }
 
-  // By a function that is called, unless one operand is read: as part of the kernel it has words spilled (H200, dim 45,
-  // with residual 0.85 of the roof for 0.99).
+  // By a function that is called, unless one operand is read: as part of the kernel it has words spilled (H200, input
+  // one element off and y not, dim 9, bfloat16, with residual 0.83 of the roof for 0.68).
   template <class E>
   __device__ __forceinline__ void stage_chunk(E* to, const E* elements) const {
     const auto& own = *reinterpret_cast<const typename Stage<N>::template OfChunk<E>*>(elements);
@@ -278,7 +301,7 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
   // Of the block that many further on, unless it is the last one. By one thread.
   __device__ __forceinline__ void prefetch_ahead() {
     const int ahead = args.block.ahead;
-    if (!gapless || chunk > 0 || ahead == 0 || blockIdx.x + ahead + 1 >= gridDim.x) return;
+    if (!kGapless || chunk > 0 || ahead == 0 || blockIdx.x + ahead + 1 >= gridDim.x) return;
     const int elements = args.block.elements;
     each_operand(Op(args, 0), held[0], [&]<class E>(auto&, const E* row, auto) {
       prefetch_bytes(row + int64_t{ahead} * elements, int64_t{elements} * sizeof(E));
@@ -289,7 +312,7 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
     OwnRows own = open_own_rows(std::make_index_sequence<kOpen>());
     prefetch_ahead();
     if (part.is_there()) {
-      Op op(args, first_row() + (gapless ? 0 : part.row));
+      Op op(args, first_row() + (kGapless ? 0 : part.row));
       load(op);
       unpack(op);
       if (are_shorter())
@@ -305,20 +328,24 @@ struct ShortRows : ShortRowPlace<Op, gapless> {
     __syncthreads();
     // What is staged all threads store together: one without a chunk makes something of nothing, which is not stored.
     // Asked of what is kept anyway: what is_there() said would be a word more, and spilled.
-    if (part.first < last || (gapless && args.block.staged)) store();
+    if (part.first < last || spacing == Spacing::Shifted) store();
   }
 };
 
-// Blocks of the most threads that a multiprocessor is to have room for; 0: left to the compiler, as backward in
-// float32, which takes as many registers as 6 leave. As many as spill next to nothing (sm_90; on sm_80 the norm with a
-// residual spills 28 bytes): dim 31, H200, before it took fewer instructions, forward 0.85 of the roof with 8, 0.79
-// with 6, with residual 0.95 and 0.88; backward 0.86 with 6, with 8 0.47.
+// Blocks of the most threads that a multiprocessor is to have room for, as many as spill next to nothing (sm_90); 0:
+// left to the compiler. H200, dim 31, before it took fewer instructions, forward 0.85 of the roof with 8, 0.79 with 6,
+// with residual 0.95 and 0.88; backward 0.86 with 6, with 8 0.47. Dim 33, a gate's gradient in float16 0.84 with 5,
+// 0.77 with what the compiler took; gated in float32 1.03 with 8, 0.94 with 6. Dim 1,
+// backward in float32 0.75 with what the compiler took, 0.71 with 6.
 template <class Op>
 constexpr int short_row_blocks() {
   constexpr Chunks chunks = Op::kChunks;
   constexpr int size = sizeof(typename Op::Element);
-  if (size > (chunks.backward ? 2 : 4) || chunks.few || chunks.in_bytes || chunks.gated || chunks.all > 3) return 0;
-  return chunks.all == 3 ? (chunks.backward ? 5 : 6) : chunks.backward ? 6 : 8;
+  if (size > 4 || chunks.in_bytes || (chunks.few && chunks.all == 1)) return 0;
+  if (chunks.gated || chunks.few) return chunks.backward ? 5 : size > 2 ? 8 : 6;
+  if (chunks.all > 3) return 0;
+  if (chunks.all == 3) return chunks.backward ? 5 : 6;
+  return !chunks.backward ? 8 : size > 2 ? 0 : 6;
 }
 
 // Whether so many threads a block are enough for rows of short dims: a place for each row; where they are shorter than
@@ -336,10 +363,12 @@ template <class Op>
 __global__ void __launch_bounds__(kMostShortRowThreads, short_row_blocks<Op>())
     short_row_kernel(const __grid_constant__ typename Op::template Args<false> args) {
   __shared__ SharedOfBlock<Op> shared;
-  if (args.block.gapless)
-    ShortRows<Op, true>(args, shared).take();
+  if (args.block.spacing == Spacing::Gapless)
+    ShortRows<Op, Spacing::Gapless>(args, shared).take();
+  else if (args.block.spacing == Spacing::Shifted)
+    ShortRows<Op, Spacing::Shifted>(args, shared).take();
   else
-    ShortRows<Op, false>(args, shared).take();
+    ShortRows<Op, Spacing::Apart>(args, shared).take();
 }
 
 }  // namespace srmsnorm

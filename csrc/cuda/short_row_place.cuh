@@ -28,11 +28,12 @@ struct GaplessArgs : Op::template Args<false> {
   }
 };
 
-// gapless: rows follow each other without gaps in all operands; else each has places for as many chunks as it may need.
-template <class Op, bool gapless>
+// Rows that are apart have places for as many chunks as each may need.
+template <class Op, Spacing spacing>
 struct ShortRowPlace {
+  static constexpr bool kGapless = spacing != Spacing::Apart;
   using General = typename Op::template Args<false>;
-  using Args = std::conditional_t<gapless, GaplessArgs<Op>, General>;
+  using Args = std::conditional_t<kGapless, GaplessArgs<Op>, General>;
   static constexpr int N = Op::kElements;
 
   const Args& args;
@@ -43,7 +44,7 @@ struct ShortRowPlace {
 
   __device__ __forceinline__ ShortRowPlace(const General& general)
       : args(static_cast<const Args&>(general)), dim(static_cast<int>(args.dim)), chunk(threadIdx.x) {
-    if constexpr (gapless) {
+    if constexpr (kGapless) {
       start = chunk * N - args.block.phase;
       last = min(elements_in_block() - start, N);
       int of_rows = max(start, 0), row = __umulhi(2 * of_rows, args.block.inverse_dim);
@@ -70,7 +71,7 @@ struct ShortRowPlace {
 
   // Elements past 16 bytes.
   __device__ __forceinline__ int phase_of(int row) const {
-    if constexpr (gapless)
+    if constexpr (kGapless)
       return args.block.phase;
     else
       return bytes_past_16(Op(args, first_row() + row).begin()) / static_cast<int>(sizeof(typename Op::Element));
@@ -79,11 +80,10 @@ struct ShortRowPlace {
   // Whether all elements of the chunk are rows'.
   __device__ __forceinline__ bool is_full() const { return part.first == 0 && last == N; }
 
-  // Whether so are those that lie in the same 16 bytes of any operand, before and behind them. Behind a block that is
-  // followed by the last one there may be fewer than a chunk has.
-  __device__ __forceinline__ bool is_surrounded() const {
-    return gapless && is_full() && (blockIdx.x > 0 || start >= N) &&
-           (blockIdx.x + 2 < gridDim.x || elements_in_block() - start >= 2 * N);
+  // Whether there is more than a chunk of other blocks' rows before the block's and behind them. Behind a block that is
+  // followed by the last one there may be less.
+  __device__ __forceinline__ bool is_among_others() const {
+    return kGapless && blockIdx.x > 0 && blockIdx.x + 2 < gridDim.x;
   }
 
   // Whether all elements of the even one of two chunks and of the odd one are rows'.
@@ -95,7 +95,7 @@ struct ShortRowPlace {
   // Of this warp: all, or those with a chunk.
   __device__ __forceinline__ unsigned lanes_that_store() const {
     const int others = (elements_in_block() - start + N - 1) / N, lanes = threadIdx.x % 32 + others;
-    return args.block.staged || lanes >= 32 ? ~0u : ~(~0u << lanes);
+    return spacing == Spacing::Shifted || lanes >= 32 ? ~0u : ~(~0u << lanes);
   }
 };
 
