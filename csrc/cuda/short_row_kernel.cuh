@@ -335,8 +335,8 @@ struct ShortRows : ShortRowPlace<Op, spacing> {
 // Blocks of the most threads that a multiprocessor is to have room for, as many as spill next to nothing (sm_90); 0:
 // left to the compiler. H200, dim 31, before it took fewer instructions, forward 0.85 of the roof with 8, 0.79 with 6,
 // with residual 0.95 and 0.88; backward 0.86 with 6, with 8 0.47. Dim 33, a gate's gradient in float16 0.84 with 5,
-// 0.77 with what the compiler took; gated in float32 1.03 with 8, 0.94 with 6. Dim 1,
-// backward in float32 0.75 with what the compiler took, 0.71 with 6.
+// 0.77 with what the compiler took; gated in float32 1.03 with 8, 0.94 with 6. Dim 1, backward in float32 0.75
+// with what the compiler took, 0.71 with 6.
 template <class Op>
 constexpr int short_row_blocks() {
   constexpr Chunks chunks = Op::kChunks;
