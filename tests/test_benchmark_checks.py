@@ -134,6 +134,20 @@ def test_a_wrong_gate_is_refused(op, plain_memory):
             cell.operation.check(wrong(), operands, cell.operation.call(wrong(), operands)())
 
 
+@pytest.mark.parametrize("op", [op for op in GATES if "silu" in op and op.endswith("backward")])
+def test_a_gate_where_silu_is_flat(op, plain_memory):
+    """Its derivative is 0 at -1.2785, where float32 has no digits of it: a gradient may be as far away as its terms'
+    roundings are, and no further."""
+    cell = Cell("cpu", "fp32", op, 1000, 7)
+    operands = cell.operands()
+    operands["gate"].uniform_(-1.28, -1.277)
+    with torch.no_grad():
+        grads = cell.operation.call(REGISTRY["ours"](), operands)()
+        cell.operation.check(REGISTRY["ours"](), operands, grads)
+        with pytest.raises(check.WrongResult, match="grad_gate"):
+            cell.operation.check(REGISTRY["ours"](), operands, (grads[0], grads[1] * 1.01))
+
+
 class WrongOutputs(Eager):
     """y and its gradient by way of 16 bits, rstd without eps, and bytes of half the scale."""
 
