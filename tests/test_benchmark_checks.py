@@ -135,12 +135,13 @@ def test_a_wrong_gate_is_refused(op, plain_memory):
 
 
 @pytest.mark.parametrize("op", [op for op in GATES if "silu" in op and op.endswith("backward")])
-def test_a_gate_where_silu_is_flat(op, plain_memory):
-    """Its derivative is 0 at -1.2785, where float32 has no digits of it: a gradient may be as far away as its terms'
-    roundings are, and no further."""
-    cell = Cell("cpu", "fp32", op, 1000, 7)
+@pytest.mark.parametrize(("dim", "gates"), [(7, (-1.28, -1.277)), (1, (-6, -3))], ids=str)
+def test_a_gate_that_leaves_a_difference(op, dim, gates, plain_memory):
+    """silu's derivative is 0 at -1.2785, where float32 has no digits of it, and so is that of the norm of a number near
+    1: a gradient may be as far away as its terms' roundings are, and no further."""
+    cell = Cell("cpu", "fp32", op, 20_000, dim)
     operands = cell.operands()
-    operands["gate"].uniform_(-1.28, -1.277)
+    operands["gate"].uniform_(*gates)
     with torch.no_grad():
         grads = cell.operation.call(REGISTRY["ours"](), operands)()
         cell.operation.check(REGISTRY["ours"](), operands, grads)

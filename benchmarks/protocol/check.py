@@ -5,7 +5,7 @@ row, |dx' - dx| <= k (u |dx| + 2 v |r g|), where the second term, with v of y's 
 rounded. What float32 accumulation adds is in `_slack`. A result above 1, or NaN, is wrong.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from rich.text import Text
@@ -101,28 +101,31 @@ def element_error(
 
 def gradient_errors(
     definition: Callable[..., Tensor],
+    terms_of: Sequence[Callable[..., Tensor]],
     grads: tuple[Tensor, ...],
     grad_output: Tensor,
     operands: tuple[Tensor, ...],
     roundings: int,
 ) -> list[float]:
     """The worst row of the gradient of each operand, in units of its bound: roundings of the gradient itself, and of
-    the terms that it is the difference of, which a single one at the end does not touch."""
+    the largest of the terms that it is the difference of, which a single one at the end does not touch. terms_of: the
+    definition with parts of it constant, whose gradients are those terms."""
     slack, count = _slack(grad_output.shape[-1]), len(operands)
 
-    def gradients(g: Tensor, leaves: list[Tensor], frozen: bool) -> tuple[Tensor, ...]:
+    def gradients(function: Callable[..., Tensor], g: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            return torch.autograd.grad(definition(*(t.requires_grad_() for t in leaves), frozen=frozen), leaves, g)
+            return torch.autograd.grad(function(*(t.requires_grad_() for t in leaves)), leaves, g)
 
     def ratios() -> Iterator[Tensor]:
         for g, *wide in _chunks(grad_output, *operands, *grads):
             leaves, results = wide[:count], wide[count:]
             assert g is not None
-            truths, terms = (gradients(g, leaves, frozen) for frozen in (False, True))  # type: ignore[arg-type]
+            truths, *terms = (gradients(f, g, leaves) for f in (definition, *terms_of))  # type: ignore[arg-type]
             rows = []
-            for got, like, truth, term in zip(results, grads, truths, terms, strict=True):
+            for got, like, truth, *of_it in zip(results, grads, truths, *terms, strict=True):
                 assert got is not None
-                u, size, kept = torch.finfo(like.dtype).eps / 2, truth.norm(dim=-1), term.norm(dim=-1)
+                u, size = torch.finfo(like.dtype).eps / 2, truth.norm(dim=-1)
+                kept = torch.stack([term.norm(dim=-1) for term in of_it]).amax(0)
                 of_terms = 2 * (roundings - 1) * torch.finfo(grad_output.dtype).eps / 2 + slack
                 bound = (roundings * u + slack) * size + of_terms * kept
                 rows.append(((got - truth).norm(dim=-1) / (bound + torch.finfo(like.dtype).smallest_normal)).max())

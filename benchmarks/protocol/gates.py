@@ -1,7 +1,8 @@
 """The gated norm: what it reads and writes, what is called, and when its result is right.
 
-A definition takes `frozen`: the same with the reciprocal root, and the sigmoid of silu, a constant for gradients, which
-tells how large the terms are that a gradient is the difference of. silu's derivative is that of two where it is near 0.
+A definition takes `frozen`, what is a constant for gradients, the reciprocal root or the sigmoid in silu: this tells
+how large the terms are that a gradient is the difference of. silu's own derivative is the difference of two, which are
+equal near -1.2785.
 """
 
 from collections.abc import Callable
@@ -22,18 +23,20 @@ def _scaled(h: Tensor, factor: Tensor, frozen: bool) -> Tensor:
     return h * (factor.detach() if frozen else factor)
 
 
-ACTIVATIONS: dict[str | None, Callable[[Tensor, bool], Tensor]] = {
+Frozen = tuple[str, ...]  # of "root" and "sigmoid"
+ACTIVATIONS: dict[str | None, Callable[[Tensor, Frozen], Tensor]] = {
     None: lambda gate, frozen: gate,
-    "silu": lambda gate, frozen: _scaled(gate, torch.sigmoid(gate), frozen),
+    "silu": lambda gate, frozen: _scaled(gate, torch.sigmoid(gate), "sigmoid" in frozen),
     "sigmoid": lambda gate, frozen: torch.sigmoid(gate),
 }
+TERMS: tuple[Frozen, ...] = (("root",), ("root", "sigmoid"))
 
 
-def _norm(h: Tensor, frozen: bool) -> Tensor:
-    return _scaled(h, torch.rsqrt(h.square().mean(-1, keepdim=True) + EPS), frozen)
+def _norm(h: Tensor, frozen: Frozen) -> Tensor:
+    return _scaled(h, torch.rsqrt(h.square().mean(-1, keepdim=True) + EPS), "root" in frozen)
 
 
-def _definition(how: Gating, x: Tensor, gate: Tensor, frozen: bool = False) -> Tensor:
+def _definition(how: Gating, x: Tensor, gate: Tensor, frozen: Frozen = ()) -> Tensor:
     a = ACTIVATIONS[how.activation](gate, frozen)
     return _norm(x, frozen) * a if how.norm_first else _norm(x * a, frozen)
 
@@ -55,7 +58,8 @@ def _gated_backward(how: Gating, provider: Provider, t: Tensors) -> Call:
 def _check_gated_backward(how: Gating, provider: Provider, t: Tensors, grads: tuple[Tensor, Tensor]) -> None:
     _require_dtypes(t, grad_input=(grads[0], "x"), grad_gate=(grads[1], "gate"))
     definition, operands = partial(_definition, how), (t["x"], t["gate"])
-    errors = gradient_errors(definition, grads, t["grad_output"], operands, provider.gated_roundings)
+    terms_of = [partial(definition, frozen=frozen) for frozen in TERMS]
+    errors = gradient_errors(definition, terms_of, grads, t["grad_output"], operands, provider.gated_roundings)
     for name, error in zip(("grad_input", "grad_gate"), errors, strict=True):
         require(name, error)
 

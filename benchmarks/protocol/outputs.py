@@ -41,7 +41,8 @@ def _wide_backward(provider: Provider, t: Tensors) -> Call:
 
 def _check_wide_backward(provider: Provider, t: Tensors, grad: Tensor) -> None:
     _require_dtype("grad_input", grad, t["x"].dtype)
-    (error,) = gradient_errors(_norm, (grad,), t["grad_wide"], (t["x"],), provider.roundings)
+    terms_of = [partial(_norm, frozen=True)]
+    (error,) = gradient_errors(_norm, terms_of, (grad,), t["grad_wide"], (t["x"],), provider.roundings)
     require("grad_input", error)
 
 
