@@ -77,9 +77,9 @@ struct FlatArgs {
   __host__ __device__ const Operand& of(int i) const { return i < first ? loaded_first[i] : others[i - first]; }
 };
 
-// How short rows lie: with gaps in some operand; one after the other in all of them; the same, but otherwise in 16
-// bytes in some than in others.
-enum class Spacing { Apart, Gapless, Shifted };
+// How short rows lie: with gaps in some operand; one after the other, alike in 16 bytes in all of them (but for results
+// narrower than the main operand, which may lie anywhere); one after the other, and otherwise in some than in others.
+enum class Spacing { Apart, InPhase, Shifted };
 
 // Of short rows that are no whole vectors, the rows of a block.
 struct BlockOfShortRows {
@@ -136,7 +136,7 @@ BlockOfShortRows block_of_short_rows(const Call& call, const LaunchPlan& plan, c
   block.ahead = ceil_div(hints.ahead, block.rows);
   block.inverse_dim = static_cast<uint32_t>(((int64_t{1} << 31) + space.dim - 1) / space.dim);
   for (int64_t i = 0; i < 16; i += space.dim) block.multiples |= 1u << i;
-  block.spacing = !is_gapless(call) ? Spacing::Apart : plan.shifted ? Spacing::Shifted : Spacing::Gapless;
+  block.spacing = !is_gapless(call) ? Spacing::Apart : plan.shifted ? Spacing::Shifted : Spacing::InPhase;
   return block;
 }
 

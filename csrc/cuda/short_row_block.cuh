@@ -5,7 +5,7 @@
 
 namespace srmsnorm {
 
-// What threads of a block tell each other of its rows. One more of them than there are may be read, and is not used.
+// What threads of a block tell each other of its rows. Places that have nothing may be read, and are not used.
 template <class Op>
 struct RowTotals {
   static constexpr int kPitch = kShortRowThreads + 4;  // so that a chunk's elements lie in different banks

@@ -45,7 +45,7 @@ struct ShortRows : ShortRowPlace<Op, spacing> {
   __device__ __forceinline__ bool is_aligned(const Op& op) {
     uintptr_t addresses = 0;
     each_operand(op, held[0], [&](auto&, auto row, auto) { addresses |= reinterpret_cast<uintptr_t>(row + start); });
-    return spacing == Spacing::Gapless || addresses % 16 == 0;
+    return spacing == Spacing::InPhase || addresses % 16 == 0;
   }
 
   // All operands in one way, and all threads of most blocks: else one waits for the other (H200, one element off, dim
@@ -212,7 +212,8 @@ struct ShortRows : ShortRowPlace<Op, spacing> {
   // of those across two, which run one after the other (bfloat16, dim 3, H200, forward 0.72 of the roof for 0.87).
   static __device__ __forceinline__ void forget(int& value) { asm volatile("" : "+r"(value)); }
 
-  // Whether there are registers for all that eight rows need: not beside a gate, a conversion or a quantisation.
+  // Whether there are registers for all that eight rows need: not of three operands, nor beside a gate, a conversion or
+  // a quantisation.
   static constexpr bool kReadFirst =
       N > 4 && Op::kChunks.all <= 2 && !(Op::kChunks.gated || Op::kChunks.few || Op::kChunks.in_bytes);
 
@@ -288,7 +289,7 @@ struct ShortRows : ShortRowPlace<Op, spacing> {
   }
 
   // By a function that is called, unless one operand is read: as part of the kernel it has words spilled (H200, input
-  // one element off and y not, dim 9, bfloat16, with residual 0.83 of the roof for 0.68).
+  // one element off and y not, dim 9, bfloat16, with residual 0.68 of the roof for 0.83).
   template <class E>
   __device__ __forceinline__ void stage_chunk(E* to, const E* elements) const {
     const auto& own = *reinterpret_cast<const typename Stage<N>::template OfChunk<E>*>(elements);
@@ -363,8 +364,8 @@ template <class Op>
 __global__ void __launch_bounds__(kMostShortRowThreads, short_row_blocks<Op>())
     short_row_kernel(const __grid_constant__ typename Op::template Args<false> args) {
   __shared__ SharedOfBlock<Op> shared;
-  if (args.block.spacing == Spacing::Gapless)
-    ShortRows<Op, Spacing::Gapless>(args, shared).take();
+  if (args.block.spacing == Spacing::InPhase)
+    ShortRows<Op, Spacing::InPhase>(args, shared).take();
   else if (args.block.spacing == Spacing::Shifted)
     ShortRows<Op, Spacing::Shifted>(args, shared).take();
   else

@@ -80,8 +80,8 @@ struct ShortRowPlace {
   // Whether all elements of the chunk are rows'.
   __device__ __forceinline__ bool is_full() const { return part.first == 0 && last == N; }
 
-  // Whether there is more than a chunk of other blocks' rows before the block's and behind them. Behind a block that is
-  // followed by the last one there may be less.
+  // Whether there are two chunks and more of other blocks' rows before the block's and behind them. Behind a block that
+  // is followed by the last one there may be less.
   __device__ __forceinline__ bool is_among_others() const {
     return kGapless && blockIdx.x > 0 && blockIdx.x + 2 < gridDim.x;
   }
