@@ -8,6 +8,7 @@ namespace srmsnorm {
 // the gradient would take twice the registers.
 struct BackwardOp {
   static constexpr bool kCombines = false;
+  static constexpr int kPasses = 1;
 
   template <class Held, class F>
   __device__ __forceinline__ void each_late(Held&, F) const {}
@@ -26,6 +27,7 @@ struct Backward : BackwardOp {
   using Accumulator = accumulate_t<T>;
   using Total = Accumulator;
   static constexpr bool kMixed = !std::is_same_v<T, S>;  // else both inputs get the one gradient
+  static constexpr int kPasses = kMixed ? 2 : 1;
   using Call = BackwardArgs;
   using Operands =
       join<OperandList<&Call::grad_output, &Call::output, &Call::rstd>, OperandIf<has_sum, &Call::grad_sum>,

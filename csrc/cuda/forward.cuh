@@ -103,7 +103,7 @@ struct ForwardOp : Source, Epilogue {
   using Call = typename Source::Call;
   using Operands = typename Epilogue::Operands;
   using Total = typename Epilogue::Total;
-  static constexpr int kRstd = Operands::index(&Call::rstd);
+  static constexpr int kRstd = Operands::index(&Call::rstd), kPasses = 1;
   template <bool flat>
   using Args = typename Epilogue::template OwnArgs<
       typename Source::template OwnArgs<KernelArgs<flat, Operands, Source::Operands::kCount, Accumulator>>>;

@@ -130,10 +130,14 @@ cudaError_t launch_as(void (*kernel)(Args), const Args& args, const LaunchPlan& 
   return cudaLaunchKernelEx(&config, kernel, args);
 }
 
+// Asked once of all Ops that read alike.
+template <Chunks chunks>
+constexpr bool kEveryRowHasAnInstance = every_plan_has_an_instance(chunks) && every_folded_row_has_an_instance(chunks);
+
 // row: of the table of hints; the tuner asks for others.
 template <class Op>
 cudaError_t launch(const typename Op::Call& call, const Gpu& gpu, const GpuClass& row, cudaStream_t stream) {
-  static_assert(every_plan_has_an_instance(Op::kChunks) && every_folded_row_has_an_instance(Op::kChunks));
+  static_assert(kEveryRowHasAnInstance<Op::kChunks>);
   auto [plan, flat, folded, hints] = choose_launch(call, traits_of<Op>(), gpu, row);
   hints.apart = as_driver_can(hints.apart);
   auto shared = shared_bytes<Op>(plan, hints.apart, gpu);

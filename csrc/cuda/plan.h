@@ -56,8 +56,9 @@ constexpr int64_t kWidest = 1 << 30;  // vectors of a row: wider ones have its p
 struct Chunks {
   int all, late;
   bool backward, gated;
-  bool few = false;       // of an operator that has fewer instances (instances.h); no plan depends on it
-  bool in_bytes = false;  // quantised: with the norm's plan
+  bool few = false;        // of an operator that has fewer instances (instances.h); no plan depends on it
+  bool in_bytes = false;   // quantised: with the norm's plan
+  bool of_double = false;  // of a dtype that has fewer instances; no plan depends on it either
 };
 
 constexpr Chunks with_few_instances(Chunks chunks) {
@@ -80,6 +81,7 @@ constexpr int most_vectors(Chunks chunks) { return chunks.gated ? 4 : 8; }
 template <class Sizes>
 constexpr Chunks chunks_of(const Sizes& sizes) {
   Chunks chunks{0, 0, Sizes::kBackward, Sizes::kGated};
+  chunks.of_double = sizes.main() == sizeof(double);
   Sizes::zip(
       [&](Use use, int size) {
         if (use.written || !use.whole_row) return;

@@ -40,8 +40,9 @@ struct RowOffsets {
 
 // How a row is cut: whole vectors from the first 16-byte boundary on, and the elements before and behind them; where
 // from_begin, from its begin on. goes_on: as Place has it.
-template <class Op, bool edges, class Index>
+template <class Op, bool edges, class RowIndex>
 struct Cut {
+  using Index = RowIndex;
   static constexpr int N = Op::kElements;
   Index head, vectors, tail, dim;  // tail: where the elements behind the vectors begin
   bool goes_on;

@@ -20,7 +20,7 @@
 //   add_term(before, held)      what is before their part of the reduction, and that
 //   finish(total, args)         the row's scalars
 //   Scalars, scalars(), take(s) those that a row's elements need, from one thread to others
-//   store<pass>(held, f)        f(vector, pointer to its row) for every result of pass 0 or 1, by store_if
+//   kPasses, store<pass>(held, f)  f(vector, pointer to its row) for every result of a pass, by store_if; one or two
 //   store_row(args, row index)  what there is once a row
 // and of bytes, whose groups are of several lanes:
 //   survey(held vectors)        what of all of a thread's vectors is asked before the row's scalars are known
@@ -140,20 +140,17 @@ __global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.t
   const Cut<Op, !flat, Index> cut(op.begin(), dim, from_begin, goes_on);
   constexpr bool staged = clustered && !twice && Op::kChunks.late > 0;
   Tile<Op, vectors, sharing, reading, staged> tile;
-  const auto own = [&] {
-    if constexpr (reading == Reading::Folded)
-      return Folded<Index>(thread);
-    else
-      return Strided<Index>{thread, threads};
-  }();
+  using Own = std::conditional_t<reading == Reading::Folded, Folded<Index>, Strided<Index>>;
+  const Own own{thread, threads};
 
   typename Op::Total total{};
   Edges<Op> edge;
   auto add_edges = [&] {
-    if (has_edges) {
-      edge.load(op, cut, thread);
-      edge.each(op, cut, thread, threads, [&](const auto& held, Index) { total = op.add_term(total, held); });
-    }
+    if constexpr (!flat)
+      if (has_edges) {
+        edge.load(op, cut, thread);
+        total = edge.add(op, cut, thread, threads, total);
+      }
   };
   if constexpr (twice) {
     op.open_rest(args, readable);
@@ -182,11 +179,11 @@ __global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.t
     // with residual: 1.50 us for 1.60), and lanes of a row that there is not have to stay with the others.
     if (vectors <= 3 || sharing == Sharing::Lanes || dim > 0) {
       tile.prepare(op, cut);
-      tile.survey(op);
+      if constexpr (Op::kChunks.in_bytes) op.survey(tile.held);
       total = tile.reduce(op, total);
-      total = tile.reduce_parked(op, total, cut, own);
+      if constexpr (tile.kHeld < vectors) total = tile.reduce_parked(op, total, cut, own);
     }
-    tile.stay_packed(op);
+    if constexpr (!Op::kCombines) tile.stay_packed(op);
   }
   op.finish(group.reduce(total), args);
   if constexpr (twice) {
@@ -196,7 +193,7 @@ __global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.t
       const Strided<Index> next{done + thread, threads};
       tile.load(op, cut, next);
       tile.prepare(op, cut);
-      tile.survey(op);
+      if constexpr (Op::kChunks.in_bytes) op.survey(tile.held);
       tile.store(op, cut, next);
     }
   } else {
@@ -207,15 +204,8 @@ __global__ void __launch_bounds__(kBounds<Op, vectors, sharing, flat, reading>.t
       release<Op>(args, row, thread, threads);
       if (row >= args.tail) release<Op>(args, row - args.tail, thread, threads);
     }
-  if (has_edges)
-    edge.each(op, cut, thread, threads, [&](const auto& held, Index i) {
-      auto store = [&](const auto& from, auto row) {
-        __builtin_assume(__isGlobal(row));
-        from.store(row + i);
-      };
-      op.template store<0>(held, store);
-      op.template store<1>(held, store);
-    });
+  if constexpr (!flat)
+    if (has_edges) edge.store(op, cut, thread, threads);
   if (active && thread == 0) op.store_row(args, row);
 }
 

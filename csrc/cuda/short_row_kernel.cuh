@@ -6,6 +6,7 @@
 // further on is prefetched as well. A thread of two chunks has fewer, but too few are on their way: 0.76.
 #pragma once
 #include "row_kernel.cuh"
+#include "short_row_accesses.cuh"
 #include "short_row_block.cuh"
 #include "short_row_place.cuh"
 
@@ -32,48 +33,35 @@ struct ShortRows : ShortRowPlace<Op, spacing> {
   __device__ __forceinline__ ShortRows(const General& general, SharedOfBlock<Op>& shared)
       : Place(general), shared(shared), totals(shared.totals) {}
 
-  // f(held, pointer to the row, its elements in the chunk) of every operand.
-  template <class Held, class F>
-  __device__ __forceinline__ void each_operand(const Op& op, Held& held, F f) {
-    int i = 0;
-    auto next = [&]<class E>(auto& to, const E* row) { f(to, row, loaded.template elements<E>(i++)); };
-    op.each(held, next);
-    op.each_late(held, next);
-  }
-
   // Whether the chunk begins at 16 bytes in all operands that are read.
   __device__ __forceinline__ bool is_aligned(const Op& op) {
     uintptr_t addresses = 0;
-    each_operand(op, held[0], [&](auto&, auto row, auto) { addresses |= reinterpret_cast<uintptr_t>(row + start); });
+    each_operand(op, held[0], loaded, OrAddresses{addresses, start});
     return spacing == Spacing::InPhase || addresses % 16 == 0;
   }
 
   // All operands in one way, and all threads of most blocks: else one waits for the other (H200, one element off, dim
   // 33, bfloat16, with residual 0.98 of the roof for 0.78 where a block's first and last thread went another way).
   __device__ __forceinline__ void load(const Op& op) {
-    auto each = [&](auto copy) {
-      each_operand(op, held[0], [&](auto&, auto* row, auto* elements) { copy(elements, row + start); });
-    };
-    auto pieces = []<class E>(E* to, const E* from) { copy_pieces<N * sizeof(E)>(to, from); };
     if (is_among_others()) {
       if (is_aligned(op))
-        each(pieces);
+        each_operand(op, held[0], loaded, CopyPieces<N>{start});
       else
-        each([]<class E>(E* to, const E* from) { copy_across<N * sizeof(E)>(to, from); });
-      if (!is_full()) each([&](auto* elements, auto*) { keep_some<N>(elements, part.first, last); });
+        each_operand(op, held[0], loaded, CopyAcross<N>{start});
+      if (!is_full()) each_operand(op, held[0], loaded, KeepSome<N>{part.first, last});
     } else if (is_full() && is_aligned(op)) {
-      each(pieces);
+      each_operand(op, held[0], loaded, CopyPieces<N>{start});
     } else {
-      each([&](auto* to, auto* from) { copy_some<N>(to, from, part.first, last); });
+      each_operand(op, held[0], loaded,
+                   [&]<class E>(auto&, E* to, const E* row) { copy_some<N>(to, row + start, part.first, last); });
     }
   }
 
   __device__ __forceinline__ void unpack(const Op& op) {
-    each_operand(op, held[0], []<class E>(auto&, const E*, E* elements) { stay_packed<N * sizeof(E)>(elements); });
+    each_operand(op, held[0], loaded, StayPackedChunk<N>());
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      each_operand(op, held[j],
-                   [&]<class E>(auto& to, const E*, const E* elements) { to.element[0] = widened(elements, j); });
+      each_operand(op, held[j], loaded, WidenElement{j});
       op.combine(held[j]);
     }
   }
@@ -140,15 +128,12 @@ struct ShortRows : ShortRowPlace<Op, spacing> {
   }
 
   __device__ __forceinline__ void make_element(Chunk<N>& results, int j, const Op& op) const {
-    int i = 0;
-    auto set = [&]<class E>(const auto& from, E*, bool) { from.store(results.template elements<E>(i++) + j); };
-    op.template store<0>(held[j], set);
-    op.template store<1>(held[j], set);
+    each_result(op, held[j], results, SetElement{j});
   }
 
   // To words, in each of two ways before they meet: else a register for each half goes on from there, and a spill.
   __device__ __forceinline__ void pack(Chunk<N>& results, const Op& op) const {
-    each_result(op, results, []<class E>(const auto&, E* elements, E*, bool) { stay_packed<N * sizeof(E)>(elements); });
+    each_result(op, held[0], results, StayPackedChunk<N>());
   }
 
   // The results of the first part's elements, and of the next row's.
@@ -167,7 +152,8 @@ struct ShortRows : ShortRowPlace<Op, spacing> {
 
   // Rows shorter than a chunk, which may have parts of many: each element has a place, for the total of its row from
   // the row's or the chunk's begin on, and where a row ends in the end for what is made of all of it. A thread's rows
-  // are as many apart as a block has threads, so that all of them begin and end at the same element of a chunk.
+  // are as many apart as a block has threads, so that all of them begin and end at the same element of a chunk. Where
+  // there are gaps they are rows like any other, and the kernel has none of this code.
   __device__ __forceinline__ bool are_shorter() const { return kGapless && dim < N; }
 
   // The elements with which a row begins, by bits: behind the first part, and as far as the next row behind the chunk.
@@ -236,21 +222,10 @@ struct ShortRows : ShortRowPlace<Op, spacing> {
     pack(results, op);
   }
 
-  // f(result, its elements in the chunk, pointer to the row, whether it is wanted) of each.
-  template <class F>
-  __device__ __forceinline__ void each_result(const Op& op, Chunk<N>& results, F f) const {
-    int i = 0;
-    auto next = [&]<class E>(const auto& result, E* row, bool wanted) {
-      f(result, results.template elements<E>(i++), row, wanted);
-    };
-    op.template store<0>(held[0], next);
-    op.template store<1>(held[0], next);
-  }
-
   // None is where rstd alone is asked for.
   __device__ __forceinline__ bool is_any_wanted(const Op& op, Chunk<N>& results) const {
     bool any = false;
-    each_result(op, results, [&](const auto&, auto*, auto*, bool wanted) { any |= wanted; });
+    each_result(op, held[0], results, AnyWanted{any});
     return any;
   }
 
@@ -261,11 +236,11 @@ struct ShortRows : ShortRowPlace<Op, spacing> {
     Op op = opened(kGapless ? 0 : part.row);
     if (!is_any_wanted(op, results)) return;
     if constexpr (!Op::kCombines) unpack(op);
-    if (are_shorter())
-      make_elements(results, op);
-    else
+    if (!are_shorter())
       make_parts(results, op);
-    each_result(op, results, [&]<class E>(const auto& result, const E* elements, E* row, bool wanted) {
+    else if constexpr (kGapless)
+      make_elements(results, op);
+    each_result(op, held[0], results, [&]<class E>(const auto& result, const E* elements, E* row, bool wanted) {
       if (!wanted) return;
       if constexpr (requires { result.convert; })
         result.convert(reinterpret_cast<const E(&)[N]>(*elements),
@@ -304,9 +279,7 @@ struct ShortRows : ShortRowPlace<Op, spacing> {
     const int ahead = args.block.ahead;
     if (!kGapless || chunk > 0 || ahead == 0 || blockIdx.x + ahead + 1 >= gridDim.x) return;
     const int elements = args.block.elements;
-    each_operand(Op(args, 0), held[0], [&]<class E>(auto&, const E* row, auto) {
-      prefetch_bytes(row + int64_t{ahead} * elements, int64_t{elements} * sizeof(E));
-    });
+    each_operand(Op(args, 0), held[0], loaded, PrefetchElements{int64_t{ahead} * elements, elements});
   }
 
   __device__ __forceinline__ void take() {
@@ -316,16 +289,17 @@ struct ShortRows : ShortRowPlace<Op, spacing> {
       Op op(args, first_row() + (kGapless ? 0 : part.row));
       load(op);
       unpack(op);
-      if (are_shorter())
-        reduce_elements(op);
-      else
+      if (!are_shorter())
         reduce_parts(op);
+      else if constexpr (kGapless)
+        reduce_elements(op);
     }
     __syncthreads();
-    if (are_shorter())
+    if (!are_shorter()) {
+      if (chunk < rows()) reduce_row(chunk, own.of[0]);
+    } else if constexpr (kGapless) {
       reduce_shorter_rows(own);
-    else if (chunk < rows())
-      reduce_row(chunk, own.of[0]);
+    }
     __syncthreads();
     // What is staged all threads store together: one without a chunk makes something of nothing, which is not stored.
     // Asked of what is kept anyway: what is_there() said would be a word more, and spilled.

@@ -1,8 +1,7 @@
 // What a thread holds of a row: its vectors, and its elements before and behind the row's vectors.
 #pragma once
+#include "accesses.cuh"
 #include "instances.h"
-#include "row_cut.cuh"
-#include "vector.cuh"
 
 namespace srmsnorm {
 
@@ -32,7 +31,7 @@ template <class Index>
 struct Folded {
   Index first, other, stride;
 
-  explicit __device__ __forceinline__ Folded(Index thread)
+  __device__ __forceinline__ Folded(Index thread, Index)
       : first(thread / 16 * 32 + thread % 16), other(min(blockDim.x, 16)), stride(2 * blockDim.x) {}
 
   __device__ __forceinline__ Index operator()(int i) const { return first + i % 2 * other + i / 2 * stride; }
@@ -49,21 +48,22 @@ struct Tile {
   static constexpr int kHeld = vectors - parked_vectors(sharing, vectors, Op::kChunks);
   using Held = typename Op::template Held<N, kShifted, kFromBegin<sharing, reading>>;
   static_assert(kHeld == vectors || (Op::kChunks.all == 1 && !staged && !kShifted), "a chunk for each vector");
+  static constexpr bool kAsksIfAligned = kSkipsUnneeded<Op, sharing, reading>;
   Held held[kHeld];
 
   // All loads before the first use: what stands between two loads keeps the second one waiting.
   template <class Cut, class At>
   __device__ __forceinline__ void load(const Op& op, const Cut& cut, At at) {
-    park(op, cut, at);
+    if constexpr (kHeld < vectors) park(op, cut, at);
 #pragma unroll
     for (int i = 0; i < kHeld; i++) {
       auto vector = at(i);
       if (vector < cut.vectors) {
-        auto load = load_at(cut, vector);
+        auto load = load_at<kKept, kShifted>(cut, vector);
         op.each(held[i], load);
         if constexpr (!staged) op.each_late(held[i], load);
       } else {
-        op.each(held[i], [](auto& to, auto) { to.clear(); });
+        op.each(held[i], Clear());
       }
       if constexpr (staged) {
         auto of_warp = vector - lane_in_row();
@@ -77,7 +77,7 @@ struct Tile {
   // Behind those that are held.
   template <class T, class Cut, class At>
   __device__ __forceinline__ T reduce_parked(const Op& op, T total, const Cut& cut, At at) const {
-    if constexpr (kHeld < vectors) wait_for_copies();
+    wait_for_copies();
 #pragma unroll
     for (int i = kHeld; i < vectors; i++)
       if (at(i) < cut.vectors) total = op.add_term(total, parked(op, i));
@@ -98,10 +98,7 @@ struct Tile {
   // What has been loaded, ready for use.
   template <class Cut>
   __device__ __forceinline__ void prepare(const Op& op, const Cut& cut) {
-    auto put = [&](auto& vector, auto row) {
-      int past = bytes_past_16(row + cut.head);
-      if (!all_at_16(past)) vector.put_in_place(past);
-    };
+    const PutInPlace<Cut, kAsksIfAligned> put{cut};
 #pragma unroll
     for (int i = 0; i < kHeld; i++) {
       if constexpr (kShifted) op.each(held[i], put), op.each_late(held[i], put);
@@ -109,18 +106,11 @@ struct Tile {
     }
   }
 
-  // Of vectors that are going to be stored. By all lanes of the warp.
-  __device__ __forceinline__ void survey(Op& op) const {
-    if constexpr (Op::kChunks.in_bytes) op.survey(held);
-  }
-
   __device__ __forceinline__ void stay_packed(const Op& op) {
-    if constexpr (!Op::kCombines) {
 #pragma unroll
-      for (int i = 0; i < kHeld; i++) {
-        op.each(held[i], [](auto& vector, auto) { vector.stay_packed(); });
-        if constexpr (!staged) op.each_late(held[i], [](auto& vector, auto) { vector.stay_packed(); });
-      }
+    for (int i = 0; i < kHeld; i++) {
+      op.each(held[i], StayPacked());
+      if constexpr (!staged) op.each_late(held[i], StayPacked());
     }
   }
 
@@ -133,19 +123,22 @@ struct Tile {
     for (int i = 0; i < kHeld; i++) {
       auto vector = at(i);
       if constexpr (staged) op.each_late(held[i], [&](auto& to, auto) { to.load_copies(stage(i)); });
-      of_vector(op, i).template store<0>(held[i], store_at(cut, vector));
-      if constexpr (kShifted) op.template store<1>(held[i], store_at(cut, vector));
+      if constexpr (Op::kChunks.in_bytes)
+        op.template of_vector<vectors>(i).template store<0>(held[i], store_at<kShifted, kAsksIfAligned>(cut, vector));
+      else
+        op.template store<0>(held[i], store_at<kShifted, kAsksIfAligned>(cut, vector));
+      if constexpr (kShifted && Op::kPasses > 1)
+        op.template store<1>(held[i], store_at<kShifted, kAsksIfAligned>(cut, vector));
     }
     // Shifted ones gain nothing from a pass of their own (dim 3001 0.942 of the roof either way).
-    if constexpr (!kShifted) {
+    if constexpr (!kShifted && Op::kPasses > 1) {
 #pragma unroll
-      for (int i = 0; i < kHeld; i++) op.template store<1>(held[i], store_at(cut, at(i)));
+      for (int i = 0; i < kHeld; i++) op.template store<1>(held[i], store_at<kShifted, kAsksIfAligned>(cut, at(i)));
     }
+    if constexpr (kHeld < vectors) {
 #pragma unroll
-    for (int i = kHeld; i < vectors; i++) {
-      Held one = parked(op, i);
-      op.template store<0>(one, store_at(cut, at(i)));
-      op.template store<1>(one, store_at(cut, at(i)));
+      for (int i = kHeld; i < vectors; i++)
+        store_all(op, parked(op, i), store_at<kShifted, kAsksIfAligned>(cut, at(i)));
     }
   }
 
@@ -174,51 +167,10 @@ struct Tile {
     return chunks + (i - kHeld) * blockDim.x + threadIdx.x;
   }
 
-  static __device__ __forceinline__ decltype(auto) of_vector(const Op& op, int i) {
-    if constexpr (Op::kChunks.in_bytes)
-      return op.template of_vector<vectors>(i);
-    else
-      return (op);
-  }
-
   // This warp's part.
   static __device__ __forceinline__ uint4* stage(int i) {
     extern __shared__ uint4 chunks[];
     return chunks + Op::kChunks.late * (i * blockDim.x + threadIdx.x / 32 * 32);
-  }
-
-  template <class Cut, class Index>
-  static __device__ __forceinline__ Place<Index> place_of(const Cut& cut, Index vector) {
-    return {cut.vectors - vector, min(static_cast<int>(blockDim.x), 32), cut.goes_on};
-  }
-
-  // Whether the warp's rows of an operand lie at 16 bytes, so that none is shifted. By all lanes.
-  static __device__ __forceinline__ bool all_at_16(int past) {
-    return kSkipsUnneeded<Op, sharing, reading> && !__any_sync(~0u, past);
-  }
-
-  // How far an operand's vectors are past 16 bytes follows from where its first one is.
-  template <class Cut, class Index>
-  static __device__ __forceinline__ auto load_at(const Cut& cut, Index vector) {
-    return [&cut, vector](auto& to, auto row) {
-      if constexpr (kKept)
-        to.load_kept(cut.at(row, vector));
-      else
-        to.load(cut.at(row, vector), kShifted ? bytes_past_16(row + cut.head) : 0, place_of(cut, vector));
-    };
-  }
-
-  // Whether the row has the vector is asked at the store alone: one predicate instead of a branch.
-  template <class Cut, class Index>
-  static __device__ __forceinline__ auto store_at(const Cut& cut, Index vector) {
-    return [&cut, vector](const auto& from, auto row) {
-      __builtin_assume(__isGlobal(row));
-      if constexpr (kShifted) {
-        int past = bytes_past_16(row + cut.head);
-        if (!all_at_16(past)) return from.store_shifted(cut.at(row, vector), past, place_of(cut, vector));
-      }
-      from.store(cut.at(row, vector), place_of(cut, vector));
-    };
   }
 };
 
@@ -234,20 +186,31 @@ struct Edges {
     if (thread < cut.edge_count()) first = element(op, cut.edge(thread));
   }
 
-  // f(held, index in the row) for all of this thread's, in order.
+  // By all of this thread's, in order.
+  template <class Cut, class Index, class Total>
+  __device__ __forceinline__ Total add(const Op& op, const Cut& cut, Index thread, Index threads, Total total) const {
+    each(op, cut, thread, threads, [&](const Held& held, Index) { total = op.add_term(total, held); });
+    return total;
+  }
+
+  template <class Cut, class Index>
+  __device__ __forceinline__ void store(const Op& op, const Cut& cut, Index thread, Index threads) const {
+    each(op, cut, thread, threads, [&](const Held& held, Index i) { store_all(op, held, StoreElement<Index>{i}); });
+  }
+
+ private:
+  // f(held, index in the row).
   template <class Cut, class Index, class F>
   __device__ __forceinline__ void each(const Op& op, const Cut& cut, Index thread, Index threads, F f) const {
     if (thread < cut.edge_count()) f(first, cut.edge(thread));
     for (Index i = thread + threads; i < cut.edge_count(); i += threads) f(element(op, cut.edge(i)), cut.edge(i));
   }
 
- private:
   template <class Index>
   static __device__ __forceinline__ Held element(const Op& op, Index i) {
     Held held;
-    auto load = [&](auto& to, auto row) { to.load(row + i); };
-    op.each(held, load);
-    op.each_late(held, load);
+    op.each(held, LoadElement<Index>{i});
+    op.each_late(held, LoadElement<Index>{i});
     op.combine(held);
     return held;
   }
