@@ -1,7 +1,6 @@
 // The Python face, in the stable ABI: finds the operators through the dispatcher, holds no logic.
 #include "torch_python.h"
 // first: it chooses the ABI
-#include "cuda/instances.h"
 #include "face.h"
 #include "launch_plan.h"
 #include "ops.h"
@@ -82,8 +81,7 @@ LaunchPlan launch_plan(int64_t dim, at::ScalarType dtype, MaybeDtype residual_dt
   auto alignment = !in_phase ? Alignment::Any : aligned ? Alignment::Whole : Alignment::InPhase;
   Gpu gpu;
   gpu.largest_cluster = max_cluster;
-  auto plan = plan_launch(dim, size, chunks, alignment, gpu);
-  return is_flat(plan, chunks) ? plan : general_plan(plan, chunks);
+  return plan_launch(dim, size, chunks, alignment, gpu);
 }
 
 struct Plan {

@@ -137,6 +137,11 @@ static_assert(!exists(plan(128, 3, 1, false, false), Reading::Once, one));      
 static_assert(!exists(plan(128, 8, 1, false, true), Reading::Shifted, one));         // not shifted
 static_assert(exists(plan(32, 3, 1, false, false), Reading::Kept, two));
 static_assert(!exists(plan(32, 3, 1, false, false), Reading::Kept, one));            // not worth it
+static_assert(!exists(plan(32, 3, 1, false, false), Reading::Kept, chunks_of(ForwardOperands<int>{{8, 8}})));
+constexpr Chunks mixed = chunks_of(ForwardOperands<int>{{2, 4}});
+static_assert(exists(plan(128, 8, 1, false, false), Reading::Once, two));
+static_assert(!exists(plan(128, 8, 1, false, false), Reading::Once, mixed));         // its threads are too few
+static_assert(every_plan_has_an_instance(mixed));
 static_assert(!exists(plan(32, 2, 1, false, false), Reading::Kept, late));
 static_assert(exists(plan(128, 4, 16, false, false), Reading::Once, gated));
 static_assert(!exists(plan(128, 8, 16, false, false), Reading::Once, gated));        // of any operator but gated ones
@@ -185,15 +190,13 @@ TRAITS = """
 #include "{csrc}/cuda/quantized.cuh"
 using namespace srmsnorm;
 char memory;
-constexpr DType b = DType::BFloat16, f = DType::Float, h = DType::Half;
+constexpr DType b = DType::BFloat16, f = DType::Float, h = DType::Half, d = DType::Double;
 constexpr Rows at(DType dtype) {{ return {{&memory, dtype}}; }}
 constexpr Rows none{{}};
 template <class Op>
 constexpr bool is(const typename Op::Call& call) {{
   OpTraits a = traits_of(call), b = traits_of<Op>();
-  return a.element_size == b.element_size && a.mixed == b.mixed && a.chunks.all == b.chunks.all &&
-         a.chunks.late == b.chunks.late && a.chunks.backward == b.chunks.backward && a.chunks.gated == b.chunks.gated &&
-         a.chunks.few == b.chunks.few && a.chunks.in_bytes == b.chunks.in_bytes;
+  return a.element_size == b.element_size && a.mixed == b.mixed && a.chunks == b.chunks;
 }}
 using T = bfloat16;
 constexpr Rows rstd = at(f);
@@ -201,6 +204,7 @@ constexpr Rows rstd = at(f);
 static_assert(is<Forward<T, void>>({{at(b), none, at(b)}}) && is<Forward<float, void>>({{at(f), none, at(f)}}));
 static_assert(is<Forward<T, T>>({{at(b), at(b), at(b), at(b), rstd}}));
 static_assert(is<Forward<T, float>>({{at(b), at(f), at(b)}}) && is<Forward<T, float>>({{at(b), at(f), at(b), at(f)}}));
+static_assert(is<Forward<double, double>>({{at(d), at(d), at(d)}}));
 static_assert(is<ConvertedForward<T, void>>({{at(b), none, at(f)}}));
 static_assert(is<ConvertedForward<T, void>>({{at(b), none, at(h)}}) && !is<Forward<T, void>>({{at(b), none, at(h)}}));
 static_assert(is<ConvertedForward<T, float>>({{at(b), at(f), at(f), at(f)}}));

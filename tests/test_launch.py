@@ -45,9 +45,7 @@ def check(dim, kind, options):
     # Short rows of whole vectors are cut from their begin on, wherever that is.
     from_begin = not aligned and dim % plan["vector_elements"] == 0 and threads <= 32
     assert plan["edges"] == (plan["twice"] or not (aligned or from_begin))
-    # Within a warp, rows of double have one kernel however they lie, where they are not flat.
-    only_one = kind.dtype == DOUBLE and threads <= 32 and not aligned
-    assert plan["shifted"] == (plan["twice"] or not in_phase or from_begin or only_one)
+    assert plan["shifted"] == (plan["twice"] or not in_phase or from_begin)
     assert plan["twice"] or threads * cluster * plan["vectors"] >= dim // plan["vector_elements"]
     return plan
 

@@ -244,7 +244,7 @@ Launch choose_launch(const Call& call, const OpTraits& op, const Gpu& gpu, const
   auto plan = plan_launch(call.space.dim, op.element_size, chunks, alignment_of(call), gpu);
   auto traffic = traffic_of(call);
   auto hints = launch_hints(gpu, row, plan, traffic);
-  bool flat = call.space.levels == 1 && is_flat(plan, chunks);
+  bool flat = !plan.edges && call.space.levels == 1 && has_instance(plan, reading_of(plan), true, chunks);
   bool gains = flat && !chunks.late && !chunks.gated && !chunks.few;
   if (!flat) plan = general_plan(plan, chunks);
   bool in_parts = reading_of(plan) == Reading::InParts, gapless = in_parts && is_gapless(call);

@@ -65,14 +65,13 @@ struct Instance {
   // as shifted (parts of a warp would lose by it: dim 100 0.68 of the roof). Quantised rows have these, but for the
   // widest of one block, which there are where there are no clusters; and of parts of a warp those that are shifted are
   // read twice. Forward of three chunks has no such widest rows either (in_one_block). Of double none is kept (H200,
-  // forward 1.4 % slower, with residual 1.0, backward 0.5), and of parts of a warp rows that lie anywhere are read as
-  // shifted, which takes as long.
+  // forward 1.4 % slower, with residual 1.0, backward 0.5).
   constexpr bool is_for(Chunks chunks, Reading reading, bool is_flat) const {
     bool once = reading == Reading::Once && !is_flat, warps = sharing == Sharing::Warps;
     bool spared = reading == Reading::Kept || (once && warps && includes(shifted, chunks));
     if ((chunks.few || chunks.in_bytes) && spared) return false;
     if (warps && vectors == 8 && (chunks.in_bytes || (!chunks.backward && chunks.all > 2))) return false;
-    if (chunks.of_double && (reading == Reading::Kept || (once && sharing == Sharing::Lanes))) return false;
+    if (chunks.of_double && reading == Reading::Kept) return false;
     if (chunks.in_bytes && sharing == Sharing::Lanes && !is_flat && reading != Reading::Once)
       return reading == Reading::Twice && vectors == kTwiceVectors;
     return includes(operators(reading, is_flat), chunks);
@@ -119,11 +118,6 @@ constexpr bool has_instance(const LaunchPlan& plan, Reading reading, bool flat, 
   for (const auto& instance : kInstances)
     if (holds(instance, plan)) return instance.is_for(chunks, reading, flat);
   return false;
-}
-
-// Whether rows in one level are flat.
-constexpr bool is_flat(const LaunchPlan& plan, Chunks chunks) {
-  return !plan.edges && has_instance(plan, reading_of(plan), true, chunks);
 }
 
 // Of rows that are not flat: where their own reading has no instance, one that reads any row, in the same order.

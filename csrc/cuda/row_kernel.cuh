@@ -20,7 +20,8 @@
 //   add_term(before, held)      what is before their part of the reduction, and that
 //   finish(total, args)         the row's scalars
 //   Scalars, scalars(), take(s) those that a row's elements need, from one thread to others
-//   kPasses, store<pass>(held, f)  f(vector, pointer to its row) for every result of a pass, by store_if; one or two
+//   kPasses                     in which results are stored: one, or two
+//   store<pass>(held, f)        f(vector, pointer to its row) for every result of that pass, by store_if
 //   store_row(args, row index)  what there is once a row
 // and of bytes, whose groups are of several lanes:
 //   survey(held vectors)        what of all of a thread's vectors is asked before the row's scalars are known
