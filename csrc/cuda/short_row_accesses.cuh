@@ -1,5 +1,5 @@
 // What the kernel of short rows does with each operand of an Op and with each of its results, chunk by chunk. Types
-// with a name, as those of accesses.cuh are: of each there would be one for every kind of rows.
+// with a name, as those of accesses.cuh are: a lambda of ShortRows is another type for each Spacing.
 #pragma once
 #include "accesses.cuh"
 #include "short_row_chunk.cuh"
